@@ -1,0 +1,67 @@
+# Each target makes an isolated environment in .venv if there is none, and installs only what changed.
+#   make demo    install the core, make a picture, say where it is
+#   make test    install everything that runs without a GPU, run the tests
+#   make slow    the tests that take longer
+#   make check   lint, format, types, import rules
+# PYTHON chooses the interpreter (3.11 or newer); pip reads its usual configuration, for example PIP_INDEX_URL.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+
+export OMP_WAIT_POLICY := PASSIVE
+# Nothing here needs a model from the network.
+export HF_HUB_OFFLINE := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test slow check format constraints clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+demo: $(VENV)/.core
+	$(BIN)/tdm-serve generate "two red circles" -o demo.png
+	@echo "The picture is at $(CURDIR)/demo.png"
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+slow: $(VENV)/.test
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+check: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports --no-cache
+
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[all,test]'
+	@touch $(VENV)/.core $@
+
+# Newest versions that fit pyproject.toml, from a fresh environment. Run the tests before committing the result.
+constraints:
+	rm -rf .venv-constraints
+	$(PYTHON) -m venv .venv-constraints
+	.venv-constraints/bin/python -m pip install --disable-pip-version-check --quiet -e '.[all,test]'
+	sed '/^[^#]/d; /^$$/d' constraints.txt > .venv-constraints/new
+	.venv-constraints/bin/python -m pip freeze --all --exclude-editable \
+		| sed -E 's/\+[a-z0-9.]+$$//' | grep -Eiv '^(pip==|nvidia[-_]|cuda[-_])' >> .venv-constraints/new
+	mv .venv-constraints/new constraints.txt
+	rm -rf .venv-constraints
+
+clean:
+	rm -rf $(VENV) .venv-constraints dist build demo.png .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
