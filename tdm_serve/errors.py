@@ -1,0 +1,73 @@
+"""Everything that tdm-serve raises on purpose.
+
+TdmServeError
+├── InvalidRequest        a prompt, seed, size or count that cannot be served; `param` names the field
+│   └── PromptTooLong
+├── UnknownModel          an id that is neither in the catalogue nor a folder
+├── CheckpointError       a folder that is no checkpoint, or one with a missing, broken or pickled file
+├── ConfigError           a configuration key or value that does not exist or does not fit
+├── BackendUnavailable    an explicitly chosen backend that cannot run here
+├── MissingExtra          an optional dependency; the message holds its pip command
+├── OutputError           a path that cannot be written
+├── PortInUse             an address that another process listens on
+├── EngineClosed          a request to an engine that is shutting down
+└── NotBuiltYet           a command that is present but whose part of the product is not finished
+"""
+
+from __future__ import annotations
+
+
+class TdmServeError(Exception):
+    """Base of everything that tdm-serve raises on purpose. The message is a sentence for the user."""
+
+
+class InvalidRequest(TdmServeError):
+    """A request that cannot be served as asked. `param` is the name of the offending field, or None."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class PromptTooLong(InvalidRequest):
+    """A prompt with more tokens than the checkpoint reads; it is never cut silently."""
+
+
+class UnknownModel(TdmServeError):
+    """An id that is neither in the catalogue nor a folder."""
+
+
+class CheckpointError(TdmServeError):
+    """A folder that is no checkpoint, or one with a missing, broken or pickled file."""
+
+
+class ConfigError(TdmServeError):
+    """A configuration key or value that does not exist or does not fit."""
+
+
+class BackendUnavailable(TdmServeError):
+    """An explicitly chosen backend that cannot run here, and what would make it run."""
+
+
+class MissingExtra(TdmServeError):
+    """An optional dependency that is not installed."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs packages that are not installed; run: pip install 'tdm-serve[{extra}]'")
+        self.extra = extra
+
+
+class OutputError(TdmServeError):
+    """A path that cannot be written."""
+
+
+class PortInUse(TdmServeError):
+    """An address that another process listens on."""
+
+
+class EngineClosed(TdmServeError):
+    """A request to an engine that is shutting down."""
+
+
+class NotBuiltYet(TdmServeError):
+    """A command that is present but whose part of the product is not finished."""

@@ -1,0 +1,51 @@
+"""Checks of what a user can get wrong in a request; each failure is one sentence with the value and what is allowed."""
+
+from __future__ import annotations
+
+import random
+import re
+
+from tdm_serve.core import MAX_IMAGES, MAX_SEED, ModelInfo, Request
+from tdm_serve.errors import InvalidRequest
+
+MAX_STEPS = 100
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(width, height) in pixels from `WIDTHxHEIGHT`."""
+    found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text.strip().lower())
+    if found is None:
+        raise InvalidRequest(f"size {text!r} is not of the form WIDTHxHEIGHT, such as 128x128", param="size")
+    return int(found[1]), int(found[2])
+
+
+def seeds_for(seed: int | None, n: int) -> list[int]:
+    """`n` consecutive seeds from `seed`, or from a random start where it is None."""
+    if not 1 <= n <= MAX_IMAGES:
+        raise InvalidRequest(f"n is {n}; it must be between 1 and {MAX_IMAGES}", param="n")
+    if seed is None:
+        seed = random.SystemRandom().randrange(2**32)
+    if not 0 <= seed <= MAX_SEED - (n - 1):
+        raise InvalidRequest(f"seed is {seed}; with n {n} it must be between 0 and {MAX_SEED - (n - 1)}", param="seed")
+    return list(range(seed, seed + n))
+
+
+def check_request(request: Request, info: ModelInfo) -> None:
+    """Everything but the prompt's token count, which only the tokenizer knows."""
+    if not request.prompt.strip():
+        raise InvalidRequest("the prompt is empty; it must hold at least one visible character", param="prompt")
+    if not 0 <= request.seed <= MAX_SEED:
+        raise InvalidRequest(f"seed is {request.seed}; it must be between 0 and {MAX_SEED}", param="seed")
+    for side, name in ((request.width, "width"), (request.height, "height")):
+        if side % info.size_multiple or not info.min_side <= side <= info.max_side:
+            raise InvalidRequest(
+                f"size {request.width}x{request.height} has a {name} of {side}; it must be a multiple of "
+                f"{info.size_multiple} between {info.min_side} and {info.max_side}",
+                param="size",
+            )
+    if request.steps is not None and not 1 <= request.steps <= MAX_STEPS:
+        raise InvalidRequest(f"steps is {request.steps}; it must be between 1 and {MAX_STEPS}", param="steps")
+    if request.guidance is not None and not 0.0 <= request.guidance <= 30.0:
+        raise InvalidRequest(
+            f"guidance is {request.guidance}; it must be between 0 and 30, and 1 turns it off", param="guidance"
+        )
