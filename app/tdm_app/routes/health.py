@@ -1,0 +1,26 @@
+"""The two probes: alive (the process answers) and ready (the model is warm, so a request meets no cold start)."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from tdm_app.schemas import ErrorResponse, Health
+from tdm_app.service import Service
+
+
+def health_router(service: Service) -> APIRouter:
+    """`/healthz` and `/readyz`, for load balancers and orchestrators."""
+    router = APIRouter(tags=["health"])
+
+    @router.get("/healthz")
+    async def healthz() -> Health:  # pyright: ignore[reportUnusedFunction]
+        """Alive: the process answers."""
+        return Health(status="ok")
+
+    @router.get("/readyz", responses={503: {"model": ErrorResponse}})
+    async def readyz() -> Health:  # pyright: ignore[reportUnusedFunction]
+        """Ready: the model is warm. 503 before that, and while the service is stopping."""
+        service.must_be_ready()
+        return Health(status="ready")
+
+    return router

@@ -1,0 +1,65 @@
+"""/docs and /openapi.json: complete, true, and readable without a network."""
+
+from __future__ import annotations
+
+import html
+import re
+
+import httpx
+import pytest
+
+from tdm_app.schemas import ImageRequest
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_openapi(client: httpx.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
+    assert set(document["paths"]) == {
+        "/v1/images/generations", "/v1/models", "/v1/models/{model}", "/healthz", "/readyz",
+    }  # fmt: skip
+    fields = document["components"]["schemas"]["ImageRequest"]["properties"]
+    assert set(fields) == set(ImageRequest.model_fields)
+    assert {"type": "null"} in fields["n"]["anyOf"]
+    assert fields["n"]["anyOf"][0] == {"type": "integer", "minimum": 1, "maximum": 10}
+    assert fields["seed"]["anyOf"] == [{"type": "integer"}, {"type": "null"}]
+    assert fields["prompt"]["type"] == "string"
+
+
+async def test_every_error_is_documented_in_our_shape(client: httpx.AsyncClient) -> None:
+    document = (await client.get("/openapi.json")).json()
+    for path in ("/v1/images/generations", "/v1/models", "/v1/models/{model}"):
+        for operation in document["paths"][path].values():
+            assert set(operation["responses"]) == {"200", "default"}
+            schema = operation["responses"]["default"]["content"]["application/json"]["schema"]
+            assert schema == {"$ref": "#/components/schemas/ErrorResponse"}
+    assert "HTTPValidationError" not in document["components"]["schemas"]
+
+
+async def test_docs_show_every_field_and_load_nothing(client: httpx.AsyncClient) -> None:
+    response = await client.get("/docs")
+    assert response.headers["content-type"].startswith("text/html")
+    for name in ImageRequest.model_fields:
+        assert f"<code>{name}</code>" in response.text
+    assert "POST /v1/images/generations" in response.text
+    assert "error.param" in response.text
+    assert re.findall(r'(?:href|src)="([^"]*)"', response.text) == ["data:,", "openapi.json"]
+    assert "<script" not in response.text
+
+
+async def test_the_curl_examples_work(client: httpx.AsyncClient) -> None:
+    shown = html.unescape((await client.get("/docs")).text)
+    examples = re.findall(r"<pre>curl '([^']+)'(?: -H 'content-type: application/json' -d '([^']+)')?</pre>", shown)
+    assert len(examples) == 5
+    for url, body in examples:
+        headers = {"content-type": "application/json"} if body else {}
+        answer = await client.request(
+            "POST" if body else "GET", url.replace("{model}", "default"), content=body, headers=headers
+        )
+        assert answer.status_code == 200, url
+
+
+async def test_root_without_the_page(client: httpx.AsyncClient) -> None:
+    response = await client.get("/")
+    assert response.status_code == 200
+    assert "/docs" in response.text
