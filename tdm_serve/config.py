@@ -96,6 +96,28 @@ def convert(value: Any, kind: Any, where: str) -> Any:
         raise ConfigError(f"{where} is {value!r} ({type(value).__name__}), expected {describe(kind)}") from None
 
 
+def at_least(config: Any, low: float, *names: str) -> None:
+    """For `__post_init__`: raises ValueError unless each named field is a number of at least `low`."""
+    for name in names:
+        if not getattr(config, name) >= low:  # so that NaN fails, too
+            raise ValueError(f"{name} is {getattr(config, name)}; it must be at least {low}")
+
+
+def positive(config: Any, *names: str) -> None:
+    """For `__post_init__`: raises ValueError unless each named field is a number above 0."""
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name} is {getattr(config, name)}; it must be above 0")
+
+
+def multiple_of(config: Any, factor: int, *names: str) -> None:
+    """For `__post_init__`: raises ValueError unless each named field is a positive multiple of `factor`."""
+    for name in names:
+        value = getattr(config, name)
+        if value < factor or value % factor:
+            raise ValueError(f"{name} is {value}; it must be a multiple of {factor}")
+
+
 def describe(kind: Any) -> str:
     """A type in words for help texts and errors."""
     arguments = get_args(kind)

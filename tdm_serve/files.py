@@ -1,10 +1,13 @@
-"""Files that are either whole or absent: write beside, fsync, rename."""
+"""Files and folders that are either whole or absent: write beside, fsync, rename."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tdm_serve.errors import OutputError
@@ -26,6 +29,50 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def new_folder(path: Path) -> Generator[Path]:
+    """A folder to fill, which becomes `path` when the block ends well. `path` must not exist, or be an empty folder."""
+    try:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise OutputError(f"{path} exists and is not an empty folder; name a new one")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    try:
+        yield staging
+        _open_to_readers(staging)
+        staging.replace(path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _open_to_readers(folder: Path) -> None:
+    """Usual permissions: temporary folders, and what safetensors writes, are readable by their owner only."""
+    mask = _umask()
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
+
+def check_appendable(path: Path) -> None:
+    """Raises OutputError unless a line could be appended to `path` now. Leaves nothing behind."""
+    existed = path.exists()
+    append_line(path, "")
+    if not existed:
+        path.unlink()
+
+
+def append_line(path: Path, line: str) -> None:
+    """Adds a line to a file, which is made if it is not there; an empty line adds nothing."""
+    try:
+        with path.open("a") as file:
+            file.write(line and line + "\n")
+    except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
 
 

@@ -34,12 +34,17 @@ def cpu_name() -> str:
 
 
 def commit() -> str | None:
-    """Commit of the checkout that this package runs from; None in an installed wheel."""
-    folder = Path(__file__).resolve().parent
+    """Commit of the checkout that this package runs from, "-dirty" if it was edited; None in an installed wheel."""
+    if not _git("ls-files", Path(__file__).name):  # an installed package may lie inside somebody else's repository
+        return None
+    return _git("describe", "--always", "--dirty", "--abbrev=12", "--match=")
+
+
+def _git(*arguments: str) -> str | None:
+    """What git prints in this file's folder; None where git is missing, slow, fails or prints nothing."""
+    command = ["git", "-C", str(Path(__file__).resolve().parent), *arguments]
     try:
-        answer = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=5
-        )
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return answer.stdout.strip() or None

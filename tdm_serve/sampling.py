@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from tdm_serve.errors import ConfigError
 
@@ -80,7 +81,7 @@ def rows_for(sampler: str, sigmas: Sequence[float]) -> tuple[Row, ...]:
     """The table of a sampler over strictly falling noise levels in (0, 1], without the final 0."""
     if sampler not in SAMPLERS:
         raise ConfigError(f"sampler {sampler!r} is unknown; choose one of {', '.join(SAMPLERS)}")
-    falling = all(x > y for x, y in zip(sigmas, sigmas[1:], strict=False))
+    falling = all(x > y for x, y in pairwise(sigmas))
     if not sigmas or not falling or sigmas[0] > 1.0 or sigmas[-1] <= 0.0:
         raise ConfigError(f"sigmas are {list(sigmas)}; they must fall strictly, from at most 1, and stay above 0")
     return tuple(SAMPLERS[sampler](sigmas))

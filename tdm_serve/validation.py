@@ -19,15 +19,24 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def seeds_for(seed: int | None, n: int) -> list[int]:
-    """`n` consecutive seeds from `seed`, or from a random start where it is None."""
+def check_count(n: int) -> None:
+    """Raises InvalidRequest unless `n` pictures may be asked for at once."""
     if not 1 <= n <= MAX_IMAGES:
         raise InvalidRequest(f"n is {n}; it must be between 1 and {MAX_IMAGES}", param="n")
+
+
+def seeds_for(seed: int | None, n: int, prompts: int = 1) -> list[int]:
+    """Consecutive seeds for `n` pictures of each of `prompts` prompts, from `seed` or, where it is None, at random."""
+    check_count(n)
     if seed is None:
         seed = random.SystemRandom().randrange(2**32)
-    if not 0 <= seed <= MAX_SEED - (n - 1):
-        raise InvalidRequest(f"seed is {seed}; with n {n} it must be between 0 and {MAX_SEED - (n - 1)}", param="seed")
-    return list(range(seed, seed + n))
+    pictures = n * prompts
+    if not 0 <= seed <= MAX_SEED - (pictures - 1):
+        largest = MAX_SEED - (pictures - 1)
+        raise InvalidRequest(
+            f"seed is {seed}; for {pictures} pictures it must be between 0 and {largest}", param="seed"
+        )
+    return list(range(seed, seed + pictures))
 
 
 def check_request(request: Request, info: ModelInfo) -> None:

@@ -60,6 +60,34 @@ def cli(environment: dict[str, str]) -> Cli:
     return run
 
 
+@pytest.fixture
+def refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[list[str]], str]:
+    """`refused(["generate", " "])` runs a command in an empty folder and returns its complaint.
+
+    It must end with exit code 2 and one sentence on stderr, and leave no file.
+    """
+    from tdm_serve.cli.main import main
+
+    def run(arguments: list[str]) -> str:
+        folder = tmp_path / "empty"
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        try:
+            code = main(arguments)
+        except SystemExit as stop:  # argparse exits, our own errors return; a shell sees no difference
+            code = stop.code
+        printed = capsys.readouterr()
+        assert (code, printed.out) == (2, "")
+        assert printed.err.startswith("error: ")
+        assert printed.err.count("\n") == 1
+        assert not list(folder.iterdir())
+        return printed.err
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def pipeline() -> Pipeline:
     """The embedded default checkpoint, loaded once."""

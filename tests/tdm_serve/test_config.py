@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from tdm_serve.config import add_dataclass_arguments, from_sources
+from tdm_serve.config import add_dataclass_arguments, at_least, from_sources, multiple_of, positive
 from tdm_serve.errors import ConfigError
 
 
@@ -142,3 +143,37 @@ def test_help_shows_types_and_defaults() -> None:
     assert "--resume, --no-resume bool (default: true)" in text
     assert "'fast' or 'exact' (default: fast)" in text
     assert "int or none (default: none)" in text
+
+
+@dataclass(frozen=True, slots=True)
+class Ranges:
+    """Every kind of bound."""
+
+    steps: int = 1
+    rate: float = 1.0
+    width: int = 8
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "steps")
+        positive(self, "rate")
+        multiple_of(self, 8, "width")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"),
+    [
+        ("steps", 0, "at least 1"),
+        ("rate", 0.0, "above 0"),
+        ("rate", math.nan, "above 0"),
+        ("width", 12, "a multiple of 8"),
+        ("width", 0, "a multiple of 8"),
+        ("width", -8, "a multiple of 8"),
+    ],
+)
+def test_bounds_name_field_value_and_what_is_allowed(field: str, value: float, allowed: str) -> None:
+    with pytest.raises(ValueError, match=f"{field} is {value}; it must be {allowed}"):
+        Ranges(**{field: value})  # pyright: ignore[reportArgumentType]
+
+
+def test_values_on_a_bound_are_allowed() -> None:
+    assert Ranges(steps=1, rate=1e-9, width=16).width == 16

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+
 from tdm_serve.errors import ConfigError
 from tdm_serve.sampling import Row, plan, rows_for, sigma_grid
 

@@ -1,0 +1,55 @@
+"""Writes a checkpoint as a plain diffusers folder, adapter fused, that stock diffusers loads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+from tdm_serve.errors import CheckpointError
+from tdm_serve.files import new_folder
+from tdm_serve.machine import versions
+from tdm_serve.models.families.zimage import load_transformer
+from tdm_serve.models.inspect import checkpoint_hash
+from tdm_serve.models.load import examine
+from tdm_serve.models.quiet import quiet_bars
+from tdm_serve.models.spec import MANIFEST, ModelSpec
+from tdm_serve.sampling import sigma_grid
+
+KEPT = ("model_index.json", "vae", "text_encoder", "tokenizer")
+
+
+def convert(model: str | Path, output: Path) -> Path:
+    """Writes `model` to the new or empty folder `output`; it appears whole or not at all. Returns it.
+
+    Stock pipelines take their grid from the scheduler's shift, so a version whose table is not that grid is refused.
+    """
+    spec, files = examine(model)
+    if tuple(spec.sigmas) != sigma_grid(len(spec.sigmas), spec.shift) or spec.sampler != "euler":
+        raise CheckpointError(f"{spec.id} was trained on a table that stock diffusers cannot be configured for")
+    with new_folder(output) as folder, quiet_bars():
+        _write(spec, checkpoint_hash(spec, files), folder)
+    return output
+
+
+def _write(spec: ModelSpec, source_hash: str, folder: Path) -> None:
+    for name in KEPT:
+        source = spec.base / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name)
+        else:
+            shutil.copy2(source, folder / name)
+    load_transformer(spec).save_pretrained(folder / "transformer")
+    FlowMatchEulerDiscreteScheduler(shift=spec.shift, use_dynamic_shifting=False).save_pretrained(folder / "scheduler")
+    (folder / MANIFEST).write_text(json.dumps(_manifest(spec, source_hash), indent=1) + "\n")
+
+
+def _manifest(spec: ModelSpec, source_hash: str) -> dict[str, Any]:
+    """The source's manifest reduced to one version, fused."""
+    manifest = json.loads((spec.base / MANIFEST).read_text())
+    version = dict(manifest["versions"][spec.version]) | {"adapter": None}
+    lineage = {"converted_from": spec.id, "source_hash": source_hash, "versions": versions()}
+    return manifest | {"versions": {spec.version: version}, "default": spec.version, "lineage": lineage}

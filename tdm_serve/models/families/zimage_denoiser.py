@@ -1,0 +1,217 @@
+"""Z-Image's transformer as one batched function: fixed shapes, no per-sample lists, tables instead of repeated work.
+
+`diffusers.ZImageTransformer2DModel` takes lists of pictures, rebuilds position ids on every call and runs the text
+refiner and all the time projections again on every step. At four evaluations per picture that overhead shows. This
+module runs the same weights on dense tensors:
+
+* the text refiner depends on the prompt only, so it runs once per prompt (`refine_text`);
+* everything computed from the time alone depends on sigma only, so it is one row per noise level (`modulation`),
+  computed row by row so that a row never depends on which other rows are in the batch;
+* rotary tables are kept per (text length, height, width).
+
+Token order is diffusers': image tokens, image padding to a multiple of 32, text tokens, text padding. Padding tokens
+are learned and attended, as in the original.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar, cast
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.transformers.transformer_z_image import (
+    SEQ_MULTI_OF,
+    ZImageTransformer2DModel,
+    ZImageTransformerBlock,
+)
+from torch import Tensor, nn
+
+TEXT_MULTIPLE: int = SEQ_MULTI_OF
+PATCH = 2  # both published and embedded Z-Image checkpoints use 2x2 latent patches and one frame
+PATCH_KEY = f"{PATCH}-1"
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def padded_length(tokens: int) -> int:
+    """Tokens after padding to the multiple of 32 that Z-Image attends over."""
+    return -(-tokens // TEXT_MULTIPLE) * TEXT_MULTIPLE
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding on interleaved pairs. x (B, S, H, D); cos, sin (S, 1, D / 2)."""
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)  # (B, S, H, D / 2) each
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).type_as(x)
+
+
+class Joined(nn.Module):
+    """Several projections of one input, outputs side by side; keeps the originals, so adapters on them still train."""
+
+    def __init__(self, *parts: nn.Module) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([part(x) for part in self.parts], dim=-1)
+
+
+def pack(joined: Joined) -> nn.Linear:
+    """One matrix product for several bias-free linears of one input."""
+    linears = [cast(nn.Linear, part) for part in joined.parts]
+    weight = torch.cat([linear.weight for linear in linears])
+    packed = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    packed.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    return packed
+
+
+def present(part: M | None) -> M:
+    """diffusers declares the parts of its attention optional; Z-Image's has all of them."""
+    assert part is not None
+    return part
+
+
+class Block(nn.Module):
+    """A `ZImageTransformerBlock` whose projections of one input are joined. Shares the original's parameters."""
+
+    def __init__(self, source: ZImageTransformerBlock) -> None:
+        super().__init__()
+        attention, feed_forward = source.attention, source.feed_forward
+        self.heads: int = attention.heads
+        self.qkv: nn.Module = Joined(attention.to_q, present(attention.to_k), present(attention.to_v))
+        self.norm_q, self.norm_k = present(attention.norm_q), present(attention.norm_k)
+        self.out = present(attention.to_out)[0]
+        self.gate_up: nn.Module = Joined(feed_forward.w1, feed_forward.w3)
+        self.down = feed_forward.w2
+        self.norms = nn.ModuleList((source.attention_norm1, source.attention_norm2, source.ffn_norm1, source.ffn_norm2))
+        self.modulation: nn.Module | None = source.adaLN_modulation if source.modulation else None
+
+    def attend(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """Full attention over x (B, S, D), padding included, as Z-Image is trained."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)  # (B, S, H, D / H)
+        q, k = rotate(rms(self.norm_q, q), *rope), rotate(rms(self.norm_k, k), *rope)
+        y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        return self.out(y.transpose(1, 2).flatten(2))
+
+    def feed(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], modulation: Tensor | None = None) -> Tensor:
+        """x (B, S, D); modulation (B, 4, 1, D) holds scale, gate, scale, gate with tanh and 1 + already applied."""
+        norm1, norm2, norm3, norm4 = self.norms
+        if modulation is None:
+            x = x + rms(norm2, self.attend(rms(norm1, x), rope))
+            return x + rms(norm4, self.feed(rms(norm3, x)))
+        scale_a, gate_a, scale_f, gate_f = modulation.unbind(1)  # (B, 1, D) each
+        x = x + gate_a * rms(norm2, self.attend(rms(norm1, x) * scale_a, rope))
+        return x + gate_f * rms(norm4, self.feed(rms(norm3, x) * scale_f))
+
+
+def rms(norm: nn.Module, x: Tensor) -> Tensor:
+    """diffusers' RMSNorm in one call; the mean square is taken in float32 whatever x is."""
+    weight = cast(Tensor, norm.weight)
+    return F.rms_norm(x, (x.shape[-1],), weight.to(x.dtype), cast(float, norm.eps))
+
+
+def blocks_of(sources: nn.ModuleList) -> nn.ModuleList:
+    return nn.ModuleList(Block(cast(ZImageTransformerBlock, source)) for source in sources)
+
+
+class ZImageDenoiser(nn.Module):
+    """Dense Z-Image denoiser over the parameters of `transformer` (shared, not copied).
+
+    Velocity convention of flow matching, v = noise - clean: diffusers' transformer returns the negative, this does not.
+    """
+
+    def __init__(self, transformer: ZImageTransformer2DModel) -> None:
+        super().__init__()
+        self.channels: int = transformer.in_channels
+        self.time = transformer.t_embedder
+        self.time_scale: float = transformer.config["t_scale"]
+        self.embed_image = transformer.all_x_embedder[PATCH_KEY]
+        self.embed_text = transformer.cap_embedder
+        self.image_pad, self.text_pad = transformer.x_pad_token, transformer.cap_pad_token
+        self.image_blocks = blocks_of(transformer.noise_refiner)
+        self.text_blocks = blocks_of(transformer.context_refiner)
+        self.blocks = blocks_of(transformer.layers)
+        self.final = transformer.all_final_layer[PATCH_KEY]
+        self._rotary = transformer.rope_embedder
+        self._rope_cache: dict[tuple[int, int, int, torch.device], tuple[Tensor, Tensor]] = {}
+
+    def pack(self) -> ZImageDenoiser:
+        """Join projections into single matrices for inference; the result no longer trains. Returns self."""
+        for block in (*self.image_blocks, *self.text_blocks, *self.blocks):
+            block = cast(Block, block)
+            block.qkv = pack(cast(Joined, block.qkv))
+            block.gate_up = pack(cast(Joined, block.gate_up))
+        return self
+
+    def rope(self, text: int, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """cos and sin (S, 1, head_dim / 2) for `text` padded text tokens and height x width image tokens."""
+        key = (text, height, width, device)
+        if key not in self._rope_cache:
+            self._rope_cache[key] = self._build_rope(text, height, width, device)
+        return self._rope_cache[key]
+
+    def _build_rope(self, text: int, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        image = torch.stack((torch.full_like(rows, text + 1), rows, columns), dim=-1).flatten(0, 1)
+        padding = image.new_zeros(padded_length(len(image)) - len(image), 3)
+        words = torch.zeros(text, 3, dtype=image.dtype)
+        words[:, 0] = torch.arange(1, text + 1)
+        angles = self._rotary(torch.cat((image, padding, words)))  # (S, head_dim / 2) complex
+        return angles.real.unsqueeze(1).contiguous().to(device), angles.imag.unsqueeze(1).contiguous().to(device)
+
+    def modulation(self, sigma: Tensor) -> Tensor:
+        """Everything the blocks take from the time. sigma (B,) in [0, 1] -> (B, 4 * blocks + 1, D)."""
+        clean_time = (1.0 - sigma) * self.time_scale  # Z-Image counts time towards the clean end
+        time = self.time(clean_time)  # (B, min(D, 256))
+        rows = [self._block_modulation(cast(Block, b), time) for b in (*self.image_blocks, *self.blocks)]
+        rows.append(1.0 + cast(nn.Module, self.final.adaLN_modulation)(time).unsqueeze(1))
+        return torch.cat(rows, dim=1)
+
+    @staticmethod
+    def _block_modulation(block: Block, time: Tensor) -> Tensor:
+        assert block.modulation is not None
+        scale_a, gate_a, scale_f, gate_f = block.modulation(time).unflatten(-1, (4, -1)).unbind(1)
+        return torch.stack((1.0 + scale_a, gate_a.tanh(), 1.0 + scale_f, gate_f.tanh()), dim=1)
+
+    def refine_text(self, text: Tensor, lengths: Tensor) -> Tensor:
+        """Text features (B, L, C) with `lengths` (B,) valid tokens -> refined tokens (B, L, D); L a multiple of 32."""
+        x = self.embed_text(text)
+        padding = torch.arange(text.shape[1], device=text.device) >= lengths.unsqueeze(1)
+        x = torch.where(padding.unsqueeze(-1), self.text_pad.to(x.dtype), x)
+        cos, sin = self.rope(text.shape[1], 0, 0, text.device)
+        for block in self.text_blocks:
+            x = block(x, (cos, sin))
+        return x
+
+    def forward(self, latents: Tensor, modulation: Tensor, text: Tensor) -> Tensor:
+        """Velocity (B, C, H, W) at latents (B, C, H, W), given `modulation` (B, M, D) and refined `text` (B, L, D)."""
+        height, width = latents.shape[-2] // PATCH, latents.shape[-1] // PATCH
+        tokens = height * width
+        cos, sin = self.rope(text.shape[1], height, width, latents.device)
+        x = self._embed(latents)
+        image = x.shape[1]
+        table = modulation.unsqueeze(2)  # (B, M, 1, D)
+        row = 0
+        for block in self.image_blocks:
+            x = block(x, (cos[:image], sin[:image]), table[:, row : row + 4])
+            row += 4
+        x = torch.cat((x, text.to(x.dtype)), dim=1)
+        for block in self.blocks:
+            x = block(x, (cos, sin), table[:, row : row + 4])
+            row += 4
+        x = F.layer_norm(x[:, :tokens], (x.shape[-1],), eps=1e-6) * table[:, row]
+        x = cast(nn.Module, self.final.linear)(x)  # (B, tokens, PATCH * PATCH * C)
+        x = x.unflatten(1, (height, width)).unflatten(-1, (PATCH, PATCH, self.channels))
+        return -x.permute(0, 5, 1, 3, 2, 4).reshape(latents.shape)
+
+    def _embed(self, latents: Tensor) -> Tensor:
+        """Patches of latents (B, C, H, W) as tokens (B, S, D), padded with the learned token to a multiple of 32."""
+        patches = latents.unflatten(-1, (-1, PATCH)).unflatten(-3, (-1, PATCH))  # (B, C, h, p, w, q)
+        x = self.embed_image(patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2))
+        missing = padded_length(x.shape[1]) - x.shape[1]
+        if missing:
+            x = torch.cat((x, self.image_pad.to(x.dtype).expand(len(x), missing, -1)), dim=1)
+        return x

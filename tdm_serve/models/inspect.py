@@ -1,0 +1,89 @@
+"""Looks at a checkpoint's files before anything is loaded: complete, untruncated, safetensors only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+
+from tdm_serve.errors import CheckpointError
+from tdm_serve.models.spec import ModelSpec
+
+PICKLES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
+COMPONENTS = ("transformer", "vae", "text_encoder")
+OTHERS = ("model_index.json", "tokenizer")  # what else a diffusers folder of ours must have
+WEIGHTS = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+
+
+def weight_files(spec: ModelSpec) -> list[Path]:
+    """Every weight file of a version, checked; sharded components list all of their shards."""
+    for name in OTHERS:
+        if not (spec.base / name).exists():
+            raise CheckpointError(f"{spec.base} is no checkpoint: {name} is missing")
+    files = [path for name in COMPONENTS for path in _component_files(spec.base / name, WEIGHTS[name])]
+    if spec.adapter is not None:
+        if not spec.adapter.is_file():
+            raise CheckpointError(f"{spec.base} names the adapter {spec.adapter.name}, which is missing")
+        files.append(spec.adapter)
+    for path in files:
+        _check_whole(path)
+    return files
+
+
+def _component_files(folder: Path, stem: str) -> list[Path]:
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder.parent} is no checkpoint: {folder.name}/config.json is missing")
+    index = folder / f"{stem}.safetensors.index.json"
+    files = [folder / name for name in (_shards(index) if index.is_file() else [f"{stem}.safetensors"])]
+    missing = [path for path in files if not path.is_file()]
+    if missing:
+        raise CheckpointError(_missing_message(missing[0]))
+    return files
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        return sorted({str(name) for name in json.loads(index.read_text())["weight_map"].values()})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{index} is no index of weight files: {error!r}") from error
+
+
+def _missing_message(path: Path) -> str:
+    pickled = sorted(other.name for other in path.parent.iterdir() if other.suffix in PICKLES)
+    if pickled:
+        return (
+            f"{path.parent} holds {pickled[0]}, a pickle, which can run code when it is opened and is refused; "
+            f"save the weights as {path.name}"
+        )
+    return f"weight file {path} is missing"
+
+
+def _check_whole(path: Path) -> None:
+    """Compares a safetensors file's length with what its header promises."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > size:
+                raise CheckpointError(f"weight file {path} is no safetensors file or is cut short")
+            header = json.loads(file.read(length))
+        ends = (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+        promised = 8 + length + max(ends, default=0)
+    except (struct.error, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"weight file {path} is no safetensors file or is cut short") from error
+    except OSError as error:
+        raise CheckpointError(f"weight file {path} cannot be read: {error.strerror or error}") from error
+    if size != promised:
+        raise CheckpointError(f"weight file {path} has {size} bytes; its header promises {promised}")
+
+
+def checkpoint_hash(spec: ModelSpec, files: Iterable[Path]) -> str:
+    """Short digest of weights, configs, chat template and sampling table: equal digests, equal pixels."""
+    digest = hashlib.sha256()
+    for path in (*files, *sorted(spec.base.glob("*/*.json")), *sorted(spec.base.glob("*/*.jinja"))):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    digest.update(repr((spec.sampler, spec.sigmas, spec.guidance)).encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,102 @@
+"""`Pipeline.from_pretrained("default")("two red circles")`: the SDK in one class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+from tdm_serve.core import GeneratedImage, ModelInfo, Request, StepCallback
+from tdm_serve.engine import Engine
+from tdm_serve.errors import InvalidRequest, NotBuiltYet
+from tdm_serve.models.load import load
+from tdm_serve.validation import check_count, parse_size, seeds_for
+
+
+class Pipeline:
+    """A loaded model that turns prompts into pictures, synchronously."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.info: ModelInfo = engine.info
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path = "default",
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        backend: str = "auto",
+        engine: Path | None = None,
+    ) -> Pipeline:
+        """Loads a catalogue id, a checkpoint folder, or one version of it as FOLDER@VERSION.
+
+        device is auto, cpu, cuda or cuda:N; dtype is auto, float32, bfloat16 or float16; backend is auto, eager or
+        compiled; `engine` will name a folder that `tdm-serve export` has written. Raises UnknownModel,
+        CheckpointError, ConfigError or BackendUnavailable.
+        """
+        if engine is not None:
+            raise NotBuiltYet(f"engine {engine} cannot be used: exported engines arrive with `tdm-serve export`")
+        return cls(Engine(load(model, device, dtype), backend))
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        seed: int | Sequence[int] | None = None,
+        size: str | tuple[int, int] | None = None,
+        n: int = 1,
+        steps: int | None = None,
+        guidance: float | None = None,
+        callback: StepCallback | None = None,
+    ) -> list[GeneratedImage]:
+        """`n` pictures for every prompt, prompt by prompt.
+
+        `seed` is the first picture's; the next ones get seed + 1, ... whatever the prompt. A sequence gives one seed
+        per picture; None draws a random start. `size` is (width, height) in pixels or "WIDTHxHEIGHT". `callback`
+        gets a StepEvent after every step. Raises InvalidRequest with the offending parameter's name.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        if not prompts:
+            raise InvalidRequest("the list of prompts is empty", param="prompt")
+        width, height = self._size(size)
+        seeds = _seeds(seed, len(prompts), n)
+        repeated = [text for text in prompts for _ in range(n)]
+        requests = [Request(text, s, width, height, steps, guidance) for text, s in zip(repeated, seeds, strict=True)]
+        return self.generate(requests, callback)
+
+    def _size(self, size: str | tuple[int, int] | None) -> tuple[int, int]:
+        if size is None:
+            return self.info.width, self.info.height
+        return parse_size(size) if isinstance(size, str) else size
+
+    def check(self, request: Request) -> None:
+        """Raises InvalidRequest for anything that cannot be made as asked; runs nothing."""
+        self.engine.check(request)
+
+    def generate(self, requests: Sequence[Request], callback: StepCallback | None = None) -> list[GeneratedImage]:
+        """One batch. All requests need the same size, steps and guidance."""
+        for request in requests:
+            self.check(request)
+        for one, other in pairwise(requests):
+            if batch_key(one) != batch_key(other):
+                raise InvalidRequest("the requests of one batch must agree in size, steps and guidance", param="size")
+        return self.engine.generate(requests, callback) if requests else []
+
+
+def batch_key(request: Request) -> tuple[int, int, int | None, float | None]:
+    """What requests must share to run in one batch."""
+    return request.width, request.height, request.steps, request.guidance
+
+
+def _seeds(seed: int | Sequence[int] | None, prompts: int, n: int) -> list[int]:
+    """One seed per picture: consecutive from a start, or as listed."""
+    if seed is None or isinstance(seed, int):
+        return seeds_for(seed, n, prompts)
+    check_count(n)
+    if len(seed) != prompts * n:
+        raise InvalidRequest(
+            f"{len(seed)} seeds were given for {prompts * n} pictures ({prompts} prompts, n {n})", param="seed"
+        )
+    return list(seed)
