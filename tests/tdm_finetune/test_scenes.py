@@ -10,6 +10,7 @@ from itertools import islice
 import numpy as np
 import pytest
 from scipy import ndimage
+
 from tdm_finetune import scenes
 from tdm_finetune.scenes import CATEGORIES, COLOURS, SHAPES, SPLITS, Category, ScenePrompt, Spec, Split, Thing
 from tdm_finetune.scenes.check import edit_distance

@@ -3,7 +3,18 @@
 from tdm_finetune.scenes.check import Seen, Verdict, check, look
 from tdm_finetune.scenes.prompts import ScenePrompt, phrase, prompts
 from tdm_finetune.scenes.render import render
-from tdm_finetune.scenes.world import BACKGROUND, CATEGORIES, COLOURS, SHAPES, SIZE, SPLITS, Category, Spec, Split, Thing
+from tdm_finetune.scenes.world import (
+    BACKGROUND,
+    CATEGORIES,
+    COLOURS,
+    SHAPES,
+    SIZE,
+    SPLITS,
+    Category,
+    Spec,
+    Split,
+    Thing,
+)
 
 __all__ = [
     "BACKGROUND",

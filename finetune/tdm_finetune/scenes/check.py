@@ -102,7 +102,8 @@ def look(image: Pixels, *, letters: bool = False) -> tuple[Seen, ...]:
         raise ValueError(f"the picture has shape {image.shape}; the checker reads ({SIZE}, {SIZE}, 3)")
     pixels = image.astype(np.float32)
     foreground = np.linalg.norm(pixels - np.array(BACKGROUND, dtype=np.float32), axis=-1) > FOREGROUND_DISTANCE
-    labels, _ = ndimage.label(foreground)  # 4-connected
+    labels = np.zeros(foreground.shape, dtype=np.int32)
+    ndimage.label(foreground, output=labels)  # 4-connected
     found = [
         _describe(pixels[box], labels[box] == index, box, letters)
         for index, box in enumerate(ndimage.find_objects(labels), start=1)
@@ -115,7 +116,7 @@ def _describe(pixels: NDArray[np.float32], mask: NDArray[np.bool_], box: tuple[s
     size = int(mask.sum())
     if size < MIN_PIXELS:
         return Seen(None, None, 0.0, 0.0, size, 0.0)
-    interior = ndimage.binary_erosion(mask)
+    interior = np.asarray(ndimage.binary_erosion(mask), dtype=np.bool_)
     name, overlap = _match(mask, letters)
     colour = _colour_name(pixels[interior if interior.any() else mask])
     height, width = mask.shape

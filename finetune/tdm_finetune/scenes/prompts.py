@@ -149,7 +149,8 @@ def prompts(split: Split, category: Category | None = None, seed: int = 0) -> It
     if category is not None and category not in CATEGORIES:
         raise ValueError(f"category {category!r} is unknown; choose one of {', '.join(CATEGORIES)}")
     rng = random.Random(f"{split}/{category or 'all'}/{seed}")
-    for name in cycle([category] if category else CATEGORIES):
+    wanted: tuple[Category, ...] = (category,) if category else CATEGORIES
+    for name in cycle(wanted):
         yield _draw(rng, name, split)
 
 

@@ -28,9 +28,7 @@ Box = tuple[int, int, int, int]  # left, top, width, height
 def _star(size: float) -> list[tuple[float, float]]:
     """Five points, stretched to fill its box."""
     radii = (0.5, 0.22)
-    raw = [
-        (radii[i % 2] * math.sin(i * math.pi / 5), -radii[i % 2] * math.cos(i * math.pi / 5)) for i in range(10)
-    ]
+    raw = [(radii[i % 2] * math.sin(i * math.pi / 5), -radii[i % 2] * math.cos(i * math.pi / 5)) for i in range(10)]
     left, top = min(x for x, _ in raw), min(y for _, y in raw)
     width, height = max(x for x, _ in raw) - left, max(y for _, y in raw) - top
     return [((x - left) / width * size, (y - top) / height * size) for x, y in raw]
@@ -62,16 +60,18 @@ def _draw_shape(draw: ImageDraw.ImageDraw, shape: str, size: int) -> None:
 @cache
 def shape_mask(shape: str, size: int) -> Mask:
     """Coverage in [0, 1] of a shape in its own size x size box."""
-    canvas = Image.new("L", (size * SUPERSAMPLE,) * 2)
-    _draw_shape(ImageDraw.Draw(canvas), shape, size * SUPERSAMPLE)
-    return np.asarray(canvas.reduce(SUPERSAMPLE), dtype=np.float32) / 255
+    side = size * SUPERSAMPLE
+    canvas = Image.new("L", (side, side))
+    _draw_shape(ImageDraw.Draw(canvas), shape, side)
+    return _coverage(canvas)
 
 
 @cache
 def letter_mask(letter: str) -> Mask:
     """Coverage in [0, 1] of a capital letter, cropped to its ink; caps are about LETTER_HEIGHT pixels high."""
     font = ImageFont.load_default(size=LETTER_HEIGHT * SUPERSAMPLE * 1.35)
-    canvas = Image.new("L", (LETTER_HEIGHT * SUPERSAMPLE * 2,) * 2)
+    side = LETTER_HEIGHT * SUPERSAMPLE * 2
+    canvas = Image.new("L", (side, side))
     stroke = LETTER_STROKE * SUPERSAMPLE // 2
     ImageDraw.Draw(canvas).text((60, 20), letter, font=font, fill=255, stroke_width=stroke)
     left, top, right, bottom = canvas.getbbox() or (0, 0, 1, 1)
@@ -80,7 +80,12 @@ def letter_mask(letter: str) -> Mask:
     ink = canvas.crop((left, top, left + width, top + height))
     if width > LETTER_WIDTH * SUPERSAMPLE:
         ink = ink.resize((LETTER_WIDTH * SUPERSAMPLE, height))
-    return np.asarray(ink.reduce(SUPERSAMPLE), dtype=np.float32) / 255
+    return _coverage(ink)
+
+
+def _coverage(drawn: Image.Image) -> Mask:
+    """The supersampled drawing at its own size, 255 as 1."""
+    return np.asarray(drawn.reduce(SUPERSAMPLE), dtype=np.float32) / np.float32(255)
 
 
 def _paste(canvas: Mask, mask: Mask, left: int, top: int, colour: str) -> None:
@@ -91,10 +96,7 @@ def _paste(canvas: Mask, mask: Mask, left: int, top: int, colour: str) -> None:
 
 def _apart(a: Box, b: Box) -> bool:
     return (
-        a[0] + a[2] + GAP <= b[0]
-        or b[0] + b[2] + GAP <= a[0]
-        or a[1] + a[3] + GAP <= b[1]
-        or b[1] + b[3] + GAP <= a[1]
+        a[0] + a[2] + GAP <= b[0] or b[0] + b[2] + GAP <= a[0] or a[1] + a[3] + GAP <= b[1] or b[1] + b[3] + GAP <= a[1]
     )
 
 

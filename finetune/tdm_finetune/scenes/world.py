@@ -115,7 +115,7 @@ def is_held_out(spec: Spec) -> bool:
 
 
 def _canonical_relation(shapes: list[str], relation: str | None) -> tuple[str, ...]:
-    """"A left of B" and "B right of A" are one combination."""
+    """One name for "A left of B" and "B right of A"."""
     assert relation is not None
     if relation in ("right of", "below"):
         return (shapes[1], OPPOSITE[relation], shapes[0])

@@ -1,0 +1,116 @@
+"""Puts trained parts together as a checkpoint: one diffusers folder, its versions, and how they were trained."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+from transformers import AutoTokenizer, Qwen3Model
+
+from tdm_finetune.run import CONFIG_FILE, LOG_FILE, finished
+from tdm_serve.config import at_least, positive
+from tdm_serve.files import new_folder
+from tdm_serve.models.quiet import quiet_bars
+from tdm_serve.models.spec import FORMAT, MANIFEST
+from tdm_serve.sampling import sigma_grid
+
+LIMITS = {"width": 128, "height": 128, "size_multiple": 16, "min_side": 64, "max_side": 256, "max_prompt_tokens": 64}
+VERSION_FILE = "version.json"  # what a distillation run says of its adapter
+ADAPTER_FILE = "adapter.safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class AssembleConfig:
+    """`tdm-serve finetune assemble`."""
+
+    output: Path = Path("runs/checkpoint")
+    vae: Path = Path("runs/vae")
+    text: Path = Path("runs/text")
+    pretrain: Path = Path("runs/pretrain")
+    tdm: Path | None = None  # a distillation run whose adapter becomes the default version
+    teacher_steps: int = 25
+    teacher_guidance: float = 3.0
+    shift: float = 3.0
+
+    def __post_init__(self) -> None:
+        at_least(self, 1, "teacher_steps")
+        at_least(self, 0, "teacher_guidance")
+        positive(self, "shift")
+
+    @property
+    def runs(self) -> dict[str, Path]:
+        """Stage -> the run that it left behind."""
+        runs = {"vae": self.vae, "text": self.text, "pretrain": self.pretrain}
+        return runs if self.tdm is None else runs | {"tdm": self.tdm}
+
+
+# stage -> what its run must have written
+PARTS = {
+    "vae": ("vae",),
+    "text": ("text_encoder", "tokenizer"),
+    "pretrain": ("transformer",),
+    "tdm": (ADAPTER_FILE, VERSION_FILE),
+}
+
+
+def assemble(config: AssembleConfig) -> Path:
+    """Writes the checkpoint to the new or empty folder `output` in bfloat16, whole or not at all; returns it.
+
+    Raises CheckpointError for a run that has not finished, OutputError for an `output` that cannot be written.
+    """
+    for stage, run in config.runs.items():
+        for name in (*PARTS[stage], CONFIG_FILE, LOG_FILE):
+            finished(run / name, stage)
+    with new_folder(config.output) as folder, quiet_bars():
+        _write(config, folder)
+    return config.output
+
+
+def _write(config: AssembleConfig, folder: Path) -> None:
+    # half the size; every part is loaded to float32 again, and versions train on the rounded base
+    dtype = torch.bfloat16
+    ZImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=config.shift, use_dynamic_shifting=False),
+        vae=AutoencoderKL.from_pretrained(config.vae / "vae", dtype=dtype),
+        text_encoder=Qwen3Model.from_pretrained(config.text / "text_encoder", dtype=dtype),
+        tokenizer=AutoTokenizer.from_pretrained(config.text / "tokenizer"),
+        transformer=ZImageTransformer2DModel.from_pretrained(config.pretrain / "transformer", dtype=dtype),
+    ).save_pretrained(folder)
+    versions: dict[str, Any] = {"teacher": _teacher(config)}
+    if config.tdm is not None:
+        (folder / "adapters").mkdir()
+        shutil.copy2(config.tdm / ADAPTER_FILE, folder / "adapters" / "tdm.safetensors")
+        versions["tdm"] = json.loads((config.tdm / VERSION_FILE).read_text()) | {"adapter": "adapters/tdm.safetensors"}
+    for stage, run in config.runs.items():
+        _keep_record(run, folder / "training" / stage)
+    manifest = {
+        "format": FORMAT,
+        "family": "zimage",
+        "limits": LIMITS,
+        "default": "tdm" if config.tdm else "teacher",
+        "versions": versions,
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def _teacher(config: AssembleConfig) -> dict[str, Any]:
+    return {
+        "description": f"the multi-step base: {config.teacher_steps} guided steps",
+        "adapter": None,
+        "sampler": "euler",
+        "shift": config.shift,
+        "sigmas": list(sigma_grid(config.teacher_steps, config.shift)),
+        "guidance": config.teacher_guidance,
+    }
+
+
+def _keep_record(run: Path, target: Path) -> None:
+    """The run's config and loss curve, beside the weights that came out of it."""
+    target.mkdir(parents=True)
+    for name in (CONFIG_FILE, LOG_FILE):
+        shutil.copy2(run / name, target / name)

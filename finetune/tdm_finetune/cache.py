@@ -1,0 +1,112 @@
+"""The frozen parts of training and what they need to compute only once: latents and text features of scenes."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3Model
+
+from tdm_finetune.data import examples, to_tensor
+from tdm_finetune.run import finished
+from tdm_finetune.text import features, tokenize
+from tdm_serve.models.autoencoder import decode, posterior
+from tdm_serve.models.quiet import quiet_bars
+
+logger = logging.getLogger(__name__)
+CHUNK = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """Autoencoder, tokenizer and text encoder; none of them trains once the denoiser does."""
+
+    vae: AutoencoderKL
+    tokenizer: PreTrainedTokenizerFast
+    encoder: Qwen3Model
+
+    @classmethod
+    def load(cls, vae: Path, text: Path) -> Frozen:
+        """From a VAE folder and a folder that holds `tokenizer` and `text_encoder`."""
+        parts = (finished(vae, "vae"), finished(text / "tokenizer", "text"), finished(text / "text_encoder", "text"))
+        with quiet_bars():
+            return cls(
+                AutoencoderKL.from_pretrained(parts[0]).eval().requires_grad_(False),
+                AutoTokenizer.from_pretrained(parts[1]),
+                Qwen3Model.from_pretrained(parts[2], dtype=torch.float32).eval().requires_grad_(False),
+            )
+
+    @property
+    def channels(self) -> int:
+        return int(self.vae.config["latent_channels"])
+
+    @property
+    def text_width(self) -> int:
+        return self.encoder.config.hidden_size
+
+    @torch.no_grad()
+    def encode(self, prompts: list[str], length: int) -> tuple[Tensor, Tensor]:
+        """Text features (B, length, width) and token counts (B,); the prompts must fit into `length`."""
+        ids, lengths = tokenize(self.tokenizer, prompts, length)
+        return features(self.encoder, ids), lengths
+
+    @torch.no_grad()
+    def to_latents(self, pictures: Tensor) -> Tensor:
+        """Normalised latents (B, C, H / 8, W / 8) of pictures (B, 3, H, W) in [-1, 1]: the posterior's mean."""
+        mean = posterior(self.vae, pictures).mean
+        return (mean - self.vae.config["shift_factor"]) * self.vae.config["scaling_factor"]
+
+    @torch.no_grad()
+    def to_pictures(self, latents: Tensor) -> Tensor:
+        """uint8 pictures (B, H, W, 3) of normalised latents."""
+        raw = latents / self.vae.config["scaling_factor"] + self.vae.config["shift_factor"]
+        return decode(self.vae, raw).add(1).mul(127.5).clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
+class Cache:
+    """Latents and text features of a fixed set of training scenes, in half precision, on disk and in memory."""
+
+    def __init__(self, tensors: dict[str, Tensor], seed: int) -> None:
+        self.latents, self.text, self.lengths = tensors["latents"], tensors["text"], tensors["lengths"]
+        self.seed = seed
+
+    @classmethod
+    def build(cls, folder: Path, frozen: Frozen, count: int, text_tokens: int, seed: int) -> Cache:
+        """Loads the cache from `folder`, or renders and encodes `count` scenes and stores them there."""
+        path = folder / f"scenes-{count}-{text_tokens}-{seed}.safetensors"
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(".part")
+            save_file(_encode_scenes(frozen, count, text_tokens, seed), temporary)
+            temporary.replace(path)
+        return cls(load_file(path), seed)
+
+    def batch(self, size: int, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents, text features and token counts of batch `step`; every epoch is a fresh permutation."""
+        per_epoch = len(self.latents) // size
+        epoch, index = divmod(step, per_epoch)
+        order = torch.randperm(len(self.latents), generator=torch.Generator().manual_seed(self.seed + epoch))
+        chosen = order[index * size : (index + 1) * size]
+        return self.latents[chosen].float(), self.text[chosen].float(), self.lengths[chosen]
+
+
+def _encode_scenes(frozen: Frozen, count: int, text_tokens: int, seed: int) -> dict[str, Tensor]:
+    stream = examples(seed)
+    latents: list[Tensor] = []
+    text: list[Tensor] = []
+    lengths: list[Tensor] = []
+    for start in tqdm(range(0, count, CHUNK), desc="encoding scenes", disable=None):
+        prompts, pictures = zip(*islice(stream, min(CHUNK, count - start)), strict=True)
+        with torch.autocast("cpu", torch.bfloat16):
+            latents.append(frozen.to_latents(to_tensor(list(pictures))).half())
+        encoded, counted = frozen.encode([prompt.text for prompt in prompts], text_tokens)
+        text.append(encoded.half())
+        lengths.append(counted)
+    return {"latents": torch.cat(latents).contiguous(), "text": torch.cat(text), "lengths": torch.cat(lengths)}

@@ -1,0 +1,54 @@
+"""`tdm-serve eval CHECKPOINT`: the table of strict and soft scores by category, and a last line of JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from tdm_finetune.scenes import SPLITS
+from tdm_serve.cli import options
+from tdm_serve.core import MAX_SEED
+from tdm_serve.files import append_line, check_appendable
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to score, on which prompts, and how to sample."""
+    parser.add_argument("checkpoint", help="a model id, a checkpoint folder, or one version of it: FOLDER@VERSION")
+    parser.add_argument("--split", choices=SPLITS, default="heldout", help="which prompts (default: heldout)")
+    parser.add_argument("--n", type=options.whole_number(1), default=512, help="how many prompts (default: 512)")
+    parser.add_argument(
+        "--seed",
+        type=options.whole_number(0, MAX_SEED),
+        default=0,
+        help="of the prompt stream and the first picture (default: 0)",
+    )
+    parser.add_argument(
+        "--steps", type=options.whole_number(1), help="another number of steps than the checkpoint's own"
+    )
+    parser.add_argument(
+        "--guidance", type=options.finite_number, help="another guidance weight than the checkpoint's own; 1 is off"
+    )
+    parser.add_argument("--batch", type=options.whole_number(1), default=16, help="pictures at a time (default: 16)")
+    options.add_device_options(parser)
+    parser.add_argument("--results", type=Path, help="append the JSON line to this file")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the table and the line of JSON, which holds the machine's stamp."""
+    from tdm_finetune.evaluate import evaluate
+    from tdm_serve import Pipeline
+    from tdm_serve.machine import stamp
+
+    if args.results is not None:
+        check_appendable(args.results)
+    pipeline = Pipeline.from_pretrained(args.checkpoint, device=args.device, dtype=args.dtype, backend=args.backend)
+    evaluation = evaluate(
+        pipeline, args.split, args.n, seed=args.seed, steps=args.steps, guidance=args.guidance, batch=args.batch
+    )
+    line = json.dumps(evaluation.summary() | {"machine": stamp()})
+    print(evaluation.table())
+    if args.results is not None:
+        append_line(args.results, line)
+    print(line)
+    return 0

@@ -1,0 +1,153 @@
+"""A training run's folder: config, JSON-lines log, atomic state, resume. Shared by every trainer."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import random
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from tdm_serve.errors import CheckpointError, ConfigError, OutputError
+from tdm_serve.files import write_atomically
+from tdm_serve.machine import stamp
+
+logger = logging.getLogger(__name__)
+
+STATE_FILE = "state.pt"
+LOG_FILE = "log.jsonl"
+CONFIG_FILE = "config.json"
+
+
+class Run:
+    """One trainer's folder. Everything that a resumed run needs is in `state.pt`, written beside and renamed."""
+
+    def __init__(self, folder: Path, config: Any, *, total_steps: int, every: int = 50) -> None:
+        self.folder = folder
+        self.config = as_json(config)
+        self.total_steps = total_steps
+        self.every = every
+        self.step = 0
+        self._elapsed_before_s = 0.0
+        self._started = time.perf_counter()
+        self._sums: dict[str, float] = {}
+        self._count = 0
+        self._guard_config()
+        self._bar = tqdm(total=total_steps, disable=not sys.stderr.isatty(), desc=folder.name)
+
+    def _guard_config(self) -> None:
+        path = self.folder / CONFIG_FILE
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot make the run folder {self.folder}: {error.strerror or error}") from error
+        if not path.exists():
+            write_atomically(path, json.dumps({"config": self.config, "machine": stamp()}, indent=1).encode())
+            return
+        before = json.loads(path.read_text())["config"]
+        changed = [
+            f"{key}: {before.get(key)!r} -> {self.config.get(key)!r}"
+            for key in sorted(before.keys() | self.config.keys())
+            if before.get(key) != self.config.get(key)
+        ]
+        if changed:
+            raise ConfigError(
+                f"{self.folder} holds a run with another config ({'; '.join(changed)}); "
+                "resume with the same config or name another --run folder"
+            )
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds of training so far, earlier sittings included."""
+        return self._elapsed_before_s + time.perf_counter() - self._started
+
+    def resume(self) -> dict[str, Any] | None:
+        """The saved state of an interrupted run, or None. Restores the step and the random generators."""
+        path = self.folder / STATE_FILE
+        if not path.exists():
+            return None
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        self.step = int(state["step"])
+        self._elapsed_before_s = float(state["elapsed_s"])
+        torch.set_rng_state(state["torch_rng"])
+        self._bar.update(self.step)
+        logger.info("resuming %s at step %d of %d", self.folder, self.step, self.total_steps)
+        return state
+
+    def save(self, **state: Any) -> None:
+        """Writes everything a resume needs; a crash leaves the previous state intact."""
+        temporary = self.folder / f".{STATE_FILE}.{os.getpid()}"
+        with temporary.open("wb") as file:
+            torch.save(
+                {"step": self.step, "elapsed_s": self.elapsed_s, "torch_rng": torch.get_rng_state(), **state}, file
+            )
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.folder / STATE_FILE)
+
+    def advance(self, scalars: Mapping[str, float]) -> None:
+        """Counts one optimiser step and logs the mean of its scalars every `every` steps."""
+        self.step += 1
+        self._bar.update()
+        for name, value in scalars.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._count += 1
+        if self.step % self.every == 0 or self.step == self.total_steps:
+            means = {name: value / self._count for name, value in self._sums.items()}
+            self._sums, self._count = {}, 0
+            self._bar.set_postfix({name: f"{value:.4f}" for name, value in means.items()})
+            self.log(means)
+
+    def log(self, values: Mapping[str, Any]) -> None:
+        """One JSON line; floats are kept to six digits."""
+        row: dict[str, Any] = {"step": self.step, "elapsed_s": round(self.elapsed_s, 1)}
+        row |= {name: round(v, 6) if isinstance(v, float) else v for name, v in values.items()}
+        with (self.folder / LOG_FILE).open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def as_json(config: Any) -> dict[str, Any]:
+    """A config dataclass as it reads back from JSON."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def finished(path: Path, stage: str) -> Path:
+    """The file or folder that a run of `stage` has written; CheckpointError if it has not."""
+    if not path.exists():
+        raise CheckpointError(f"{path} is missing; `tdm-serve finetune {stage}` writes it at its end")
+    return path
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python, NumPy and torch. Data streams take the seed explicitly and never these."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def cosine(step: int, total: int, warmup: int, floor: float = 0.05) -> float:
+    """Learning-rate factor: linear warm-up, then half a cosine down to `floor`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    return floor + (1 - floor) * 0.5 * (1 + float(np.cos(np.pi * min(1.0, progress))))
+
+
+def trapezoid(step: int, total: int, warmup: int, decay: int) -> float:
+    """Learning-rate factor: linear warm-up, constant, then linear to zero over the last `decay` steps.
+
+    Unlike a cosine it lets a run that turned out too short be continued from its constant phase.
+    """
+    return min(1.0, (step + 1) / warmup, (total - step) / decay)

@@ -1,0 +1,142 @@
+"""The trainers through the real command line, tiny: they learn, they resume bit for bit, their output is served."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any, Literal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tdm_finetune.tdm import Distillation, TdmConfig
+from tdm_serve import Pipeline
+from tdm_serve.models.catalog import EMBEDDED
+
+Cli = Callable[..., CompletedProcess[str]]
+
+TINY = {
+    "vae": "--steps 6 --batch 4 --crop 32 --save-every 3 --block-channels 16,16,16,16",
+    "text": "--steps 12 --batch 16 --save-every 6 --width 32 --vocabulary 400",
+    "pretrain": "--steps 6 --decay-steps 2 --batch 8 --scenes 16 --width 48 --heads 2 --layers 1 --save-every 3 "
+    "--score-every 6",
+    "tdm": "--steps 4 --decay-steps 2 --batch 4 --rank 4 --save-every 2 --score-every 4",
+}
+
+
+def finetune(cli: Cli, stage: str, cwd: Path, *more: str) -> None:
+    done = cli("finetune", stage, *TINY.get(stage, "").split(), *more, cwd=cwd, timeout_s=240)
+    assert done.returncode == 0, done.stderr
+
+
+def log(folder: Path) -> list[dict[str, Any]]:
+    """Logged scalars without the clock."""
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "elapsed_s"} for row in rows]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_from_nothing_to_a_served_four_step_checkpoint(cli: Cli, tmp_path: Path) -> None:
+    """Every stage with its defaults' folder names, as docs/training.md lists them."""
+    for stage in ("vae", "text", "pretrain"):
+        finetune(cli, stage, tmp_path)
+    finetune(cli, "assemble", tmp_path, "--output", "runs/base")
+    finetune(cli, "tdm", tmp_path, "--checkpoint", "runs/base")
+    finetune(cli, "assemble", tmp_path, "--output", "runs/checkpoint", "--tdm", "runs/tdm")
+    checkpoint = tmp_path / "runs" / "checkpoint"
+    four = Pipeline.from_pretrained(checkpoint)
+    assert four("a red star", seed=1)[0].nfe == 4
+    assert Pipeline.from_pretrained(f"{checkpoint}@teacher").info.nfe == 50
+    for stage in ("vae", "text", "pretrain", "tdm"):
+        assert json.loads((checkpoint / "training" / stage / "config.json").read_text())["machine"]["versions"]["torch"]
+        assert log(checkpoint / "training" / stage)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded checkpoint's frozen parts where the trainers look for them."""
+    folder = tmp_path_factory.mktemp("parts")
+    shutil.copytree(EMBEDDED / "vae", folder / "runs" / "vae" / "vae")
+    for name in ("text_encoder", "tokenizer"):
+        shutil.copytree(EMBEDDED / name, folder / "runs" / "text" / name)
+    return folder
+
+
+# kills the process right after its first save, which no signal from outside could time
+KILLED_AFTER_SAVE = """
+import os, signal, sys
+from tdm_finetune import run
+save = run.Run.save
+def save_and_die(self, **state):
+    save(self, **state)
+    os.kill(os.getpid(), signal.SIGKILL)
+run.Run.save = save_and_die
+from tdm_serve.cli.main import main
+raise SystemExit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(("stage", "source"), [("pretrain", []), ("tdm", ["--checkpoint", "default-teacher"])])
+def test_a_killed_run_continues_bit_for_bit(
+    cli: Cli, environment: dict[str, str], parts: Path, tmp_path: Path, stage: str, source: list[str]
+) -> None:
+    """Killed with -9 and resumed, a run ends with the weights of one that was never stopped."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    finetune(cli, stage, parts, "--run", str(whole), *source)
+    command = [sys.executable, "-c", KILLED_AFTER_SAVE, "finetune", stage, *TINY[stage].split(), "--run", str(killed)]
+    died = subprocess.run([*command, *source], cwd=parts, env=environment, capture_output=True, check=False)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert 0 < torch.load(killed / "state.pt", weights_only=True)["step"] < log(whole)[-1]["step"]
+    finetune(cli, stage, parts, "--run", str(killed), *source)
+    outputs = [path for path in whole.rglob("*.safetensors") if "cache" not in path.parts]
+    assert outputs
+    for path in outputs:
+        resumed = load_file(killed / path.relative_to(whole))
+        assert all(torch.equal(value, resumed[name]) for name, value in load_file(path).items())
+    assert log(killed)[-1] == log(whole)[-1]
+
+
+def test_resuming_with_another_config_shows_the_difference(cli: Cli, parts: Path, tmp_path: Path) -> None:
+    finetune(cli, "text", parts, "--run", str(tmp_path / "run"))
+    done = cli("finetune", "text", *TINY["text"].split(), "--seed", "5", "--run", str(tmp_path / "run"), cwd=parts)
+    assert done.returncode == 2
+    assert "seed: 0 -> 5" in done.stderr
+
+
+def test_pretraining_lowers_its_loss(parts: Path, cli: Cli, tmp_path: Path) -> None:
+    finetune(
+        cli, "pretrain", parts, "--run", str(tmp_path / "run"), "--steps", "60", "--score-every", "60", "--batch", "16"
+    )
+    losses = [row["loss"] for row in log(tmp_path / "run") if "loss" in row]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_distillation_leaves_the_base_alone_and_moves_the_adapter(tmp_path: Path) -> None:
+    config = TdmConfig(run=tmp_path, checkpoint="default-teacher", batch=4, rank=4, warmup=1)
+    distillation = Distillation(config)
+    before = {name: value.clone() for name, value in distillation.denoiser.named_parameters()}
+    prompts = distillation.encode(["a red star", "two rings", "a cross above a star", "the letter Q in white"])
+    for step in range(2):
+        distillation.update(prompts, step)
+    assert all(torch.equal(value, before[name]) for name, value in distillation.denoiser.named_parameters())
+    assert all(b.abs().max() > 0 for b in distillation.generator.b)
+    assert all(b.abs().max() > 0 for b in distillation.fake.b)
+    assert all(parameter.grad is None for parameter in distillation.denoiser.parameters())
+
+
+@pytest.mark.parametrize("interval", ["separate", "shared"])
+@pytest.mark.parametrize("nfe", [1, 4, 8])
+def test_levels_lie_above_their_step(tmp_path: Path, interval: Literal["separate", "shared"], nfe: int) -> None:
+    config = TdmConfig(run=tmp_path, checkpoint="default-teacher", nfe=nfe, interval=interval, rank=2)
+    distillation = Distillation(config)
+    k, below, tau = distillation.draw_step(200)
+    assert (tau > below).all() and (tau < 1).all()
+    if interval == "separate":
+        assert (tau < distillation.levels[k]).all()
