@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from diffusers import FlowMatchEulerDiscreteScheduler
 
@@ -32,7 +32,28 @@ def convert(model: str | Path, output: Path) -> Path:
         raise CheckpointError(f"{spec.id} was trained on a table that stock diffusers cannot be configured for")
     with new_folder(output) as folder, quiet_bars():
         _write(spec, checkpoint_hash(spec, files), folder)
+        forget_paths(folder)
     return output
+
+
+def forget_paths(folder: Path) -> None:
+    """Absolute paths in a checkpoint's configs, such as diffusers' `_name_or_path`, become their last part.
+
+    Elsewhere they mean nothing, and they tell where and by whom the files were made.
+    """
+    for path in (*folder.rglob("config.json"), folder / MANIFEST):
+        content = json.loads(path.read_text())
+        kept = _without_paths(content)
+        if kept != content:
+            path.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_paths(item) for key, item in cast(dict[str, Any], value).items()}
+    if isinstance(value, list):
+        return [_without_paths(item) for item in cast(list[Any], value)]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _write(spec: ModelSpec, source_hash: str, folder: Path) -> None:

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, Qwen3Model
 
 from tdm_finetune.run import CONFIG_FILE, LOG_FILE, finished
 from tdm_serve.config import at_least, positive
+from tdm_serve.convert import forget_paths
 from tdm_serve.files import new_folder
 from tdm_serve.models.quiet import quiet_bars
 from tdm_serve.models.spec import FORMAT, MANIFEST
@@ -68,6 +69,7 @@ def assemble(config: AssembleConfig) -> Path:
             finished(run / name, stage)
     with new_folder(config.output) as folder, quiet_bars():
         _write(config, folder)
+        forget_paths(folder)
     return config.output
 
 

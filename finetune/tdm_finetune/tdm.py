@@ -276,7 +276,7 @@ def save(distillation: Distillation, config: TdmConfig) -> Path:
     with distillation.ema.applied():
         distillation.generator.save(config.run / ADAPTER_FILE)
     version = {
-        "description": f"TDM: {config.nfe} network evaluations, distilled from {config.checkpoint}",
+        "description": f"TDM: {config.nfe} network evaluations, distilled from {Path(config.checkpoint).name}",
         "sampler": "euler",
         "shift": distillation.shift,
         "sigmas": [row.sigma for row in distillation.rows],

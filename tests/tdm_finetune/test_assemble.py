@@ -36,7 +36,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> AssembleConfig:
     version = {"description": "two steps", "sampler": "euler", "shift": 3.0, "sigmas": [1.0, 0.75], "guidance": 1.0}
     (folder / "tdm" / VERSION_FILE).write_text(json.dumps(version))
     for run in ("vae", "text", "pretrain", "tdm"):
-        (folder / run / "config.json").write_text("{}")
+        (folder / run / "config.json").write_text(json.dumps({"config": {"run": str(folder / run), "steps": 3}}))
         (folder / run / "log.jsonl").write_text(f'{{"run": "{run}"}}\n')
     return AssembleConfig(folder / "out", folder / "vae", folder / "text", folder / "pretrain", folder / "tdm")
 
@@ -53,6 +53,9 @@ def test_the_parts_become_a_checkpoint(runs: AssembleConfig, pipeline: Pipeline,
     assert np.array_equal(pictures[1], np.asarray(before))
     for run in ("vae", "text", "pretrain", "tdm"):
         assert (folder / "training" / run / "log.jsonl").read_text() == f'{{"run": "{run}"}}\n'
+    for path in folder.rglob("*.json"):
+        assert str(runs.output.parent) not in path.read_text(), path  # where it was trained stays there
+    assert json.loads((folder / "training" / "vae" / "config.json").read_text())["config"] == {"run": "vae", "steps": 3}
     assert all(path.stat().st_mode & 0o044 == 0o044 for path in folder.rglob("*"))  # readable by everybody
 
 

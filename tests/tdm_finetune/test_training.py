@@ -15,6 +15,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from safetensors.torch import load_file
+
 from tdm_finetune.tdm import Distillation, TdmConfig
 from tdm_serve import Pipeline
 from tdm_serve.models.catalog import EMBEDDED

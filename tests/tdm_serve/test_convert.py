@@ -12,6 +12,7 @@ from diffusers import ZImagePipeline
 from tdm_serve import Pipeline
 from tdm_serve.convert import convert
 from tdm_serve.errors import CheckpointError, OutputError
+from tdm_serve.models.catalog import EMBEDDED
 
 PROMPTS = ("two red circles", "a blue ring left of a yellow star", 'the word "HI" in green')
 
@@ -61,6 +62,15 @@ def test_the_converted_folder_is_a_checkpoint_of_ours(folder: Path, pipeline: Pi
     assert again.info.sigmas == pipeline.info.sigmas
     before, after = (p("two red circles", seed=4)[0].image for p in (pipeline, again))
     assert np.abs(np.asarray(before).astype(int) - np.asarray(after).astype(int)).max() <= 1
+
+
+def test_the_converted_folder_does_not_tell_where_it_was_made(folder: Path, tmp_path: Path) -> None:
+    again = convert(folder, tmp_path / "again")  # from an absolute path
+    for path in (*folder.rglob("*.json"), *again.rglob("*.json")):
+        text = path.read_text()
+        assert str(folder.parent) not in text and str(EMBEDDED) not in text, path
+    tokenizers = [(parent / "tokenizer" / "tokenizer.json").read_bytes() for parent in (folder, again)]
+    assert tokenizers[0] == tokenizers[1]
 
 
 def test_nothing_is_overwritten(folder: Path, tmp_path: Path) -> None:
