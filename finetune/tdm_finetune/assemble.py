@@ -102,7 +102,7 @@ def _write(config: AssembleConfig, folder: Path) -> None:
 
 def _teacher(config: AssembleConfig) -> dict[str, Any]:
     return {
-        "description": f"the multi-step base: {config.teacher_steps} guided steps",
+        "description": f"The multi-step base, sampled in {config.teacher_steps} guided steps.",
         "adapter": None,
         "sampler": "euler",
         "shift": config.shift,
@@ -112,7 +112,10 @@ def _teacher(config: AssembleConfig) -> dict[str, Any]:
 
 
 def _keep_record(run: Path, target: Path) -> None:
-    """The run's config and loss curve, beside the weights that came out of it."""
+    """The run's config and loss curve, beside the weights that came out of it; and those of the run it started from."""
     target.mkdir(parents=True)
     for name in (CONFIG_FILE, LOG_FILE):
         shutil.copy2(run / name, target / name)
+    start = json.loads((run / CONFIG_FILE).read_text())["config"].get("start")
+    if start is not None:
+        _keep_record(Path(start), target / "start")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -17,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3Model
 from tdm_finetune.data import examples, to_tensor
 from tdm_finetune.run import finished
 from tdm_finetune.text import features, tokenize
+from tdm_serve.files import sha256
 from tdm_serve.models.autoencoder import decode, posterior
 from tdm_serve.models.quiet import quiet_bars
 
@@ -31,6 +34,7 @@ class Frozen:
     vae: AutoencoderKL
     tokenizer: PreTrainedTokenizerFast
     encoder: Qwen3Model
+    digest: str  # of the files they were read from, so that a cache never outlives them
 
     @classmethod
     def load(cls, vae: Path, text: Path) -> Frozen:
@@ -41,6 +45,7 @@ class Frozen:
                 AutoencoderKL.from_pretrained(parts[0]).eval().requires_grad_(False),
                 AutoTokenizer.from_pretrained(parts[1]),
                 Qwen3Model.from_pretrained(parts[2], dtype=torch.float32).eval().requires_grad_(False),
+                _digest(parts),
             )
 
     @property
@@ -70,6 +75,12 @@ class Frozen:
         return decode(self.vae, raw).add(1).mul(127.5).clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1)
 
 
+def _digest(folders: Iterable[Path]) -> str:
+    """Short digest of every weight and configuration file."""
+    files = sorted(path for folder in folders for path in folder.iterdir() if path.is_file())
+    return hashlib.sha256("".join(sha256(path) for path in files).encode()).hexdigest()[:12]
+
+
 class Cache:
     """Latents and text features of a fixed set of training scenes, in half precision, on disk and in memory."""
 
@@ -80,7 +91,7 @@ class Cache:
     @classmethod
     def build(cls, folder: Path, frozen: Frozen, count: int, text_tokens: int, seed: int) -> Cache:
         """Loads the cache from `folder`, or renders and encodes `count` scenes and stores them there."""
-        path = folder / f"scenes-{count}-{text_tokens}-{seed}.safetensors"
+        path = folder / f"scenes-{count}-{text_tokens}-{seed}-{frozen.digest}.safetensors"
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
             temporary = path.with_suffix(".part")

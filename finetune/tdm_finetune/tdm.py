@@ -26,7 +26,7 @@ from tdm_finetune.cache import Frozen
 from tdm_finetune.ema import Ema
 from tdm_finetune.evaluate import quick_scores
 from tdm_finetune.roles import Lora, VelocityNet, targets
-from tdm_finetune.run import Run, as_json, seed_everything, trapezoid
+from tdm_finetune.run import STATE_FILE, Run, as_json, finished, seed_everything, trapezoid
 from tdm_serve.config import at_least, multiple_of, positive
 from tdm_serve.errors import ConfigError
 from tdm_serve.machine import stamp
@@ -45,6 +45,7 @@ class TdmConfig:
 
     run: Path = Path("runs/tdm")
     checkpoint: str = "default-teacher"  # id or folder of the multi-step teacher
+    start: Path | None = None  # a finished run of the same teacher and rank whose roles this one goes on from
     seed: int = 0
     steps: int = 260
     decay_steps: int = 60  # the rates are constant, then fall linearly to zero over these last steps
@@ -111,6 +112,8 @@ class Distillation:
         self.fake = Lora(where, config.rank, config.alpha, self.random)
         self.generator_optimizer = _adam(self.generator.parameters, config.generator_rate)
         self.fake_optimizer = _adam(self.fake.parameters, config.fake_rate)
+        if config.start is not None:
+            self.load_roles(torch.load(finished(config.start / STATE_FILE, "tdm"), weights_only=True))
         self.ema = Ema({str(i): p for i, p in enumerate(self.generator.parameters)}, config.ema)
         self.rows = plan("euler", config.nfe, self.shift)
         self.levels = torch.tensor([*(row.sigma for row in self.rows), 0.0])  # (K + 1,)
@@ -214,10 +217,13 @@ class Distillation:
         }
 
     @torch.no_grad()
-    def load(self, state: dict[str, Any]) -> None:
+    def load_roles(self, state: dict[str, Any]) -> None:
         for role, saved in ((self.generator, state["generator"]), (self.fake, state["fake"])):
             for parameter, value in zip(role.parameters, saved, strict=True):
                 parameter.copy_(value)
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.load_roles(state)
         self.generator_optimizer.load_state_dict(state["generator_optimizer"])
         self.fake_optimizer.load_state_dict(state["fake_optimizer"])
         self.ema.load_state_dict(state["ema"])
@@ -261,7 +267,7 @@ def train(config: TdmConfig) -> Path:
         distillation.load(state)
     for prompts in islice(batches(config, run.step), config.steps - run.step):
         run.advance(distillation.update(distillation.encode(prompts), run.step))
-        if run.step % config.save_every == 0:
+        if run.step % config.save_every == 0 or run.step == config.steps:
             run.save(**distillation.state())
         if run.step % config.score_every == 0 or run.step == config.steps:
             scores = distillation.score(run.folder / "sheet.png")
@@ -276,7 +282,7 @@ def save(distillation: Distillation, config: TdmConfig) -> Path:
     with distillation.ema.applied():
         distillation.generator.save(config.run / ADAPTER_FILE)
     version = {
-        "description": f"TDM: {config.nfe} network evaluations, distilled from {Path(config.checkpoint).name}",
+        "description": f"Distilled to {config.nfe} network evaluations with TDM.",
         "sampler": "euler",
         "shift": distillation.shift,
         "sigmas": [row.sigma for row in distillation.rows],

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any, Literal
@@ -16,8 +17,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tdm_finetune.tdm import Distillation, TdmConfig
+from tdm_finetune.tdm import Distillation, TdmConfig, train
 from tdm_serve import Pipeline
+from tdm_serve.errors import CheckpointError
 from tdm_serve.models.catalog import EMBEDDED
 
 Cli = Callable[..., CompletedProcess[str]]
@@ -141,3 +143,17 @@ def test_levels_lie_above_their_step(tmp_path: Path, interval: Literal["separate
     assert (tau > below).all() and (tau < 1).all()
     if interval == "separate":
         assert (tau < distillation.levels[k]).all()
+
+
+def test_a_run_can_go_on_from_an_earlier_one_with_another_config(tmp_path: Path) -> None:
+    first = TdmConfig(
+        run=tmp_path / "first", checkpoint="default-teacher", batch=2, rank=2, steps=2, decay_steps=1, warmup=1
+    )
+    train(first)
+    weights = Distillation(first)
+    weights.load(torch.load(first.run / "state.pt", weights_only=True))
+    second = Distillation(replace(first, run=tmp_path / "second", start=first.run, generator_rate=1e-5))
+    assert all(map(torch.equal, second.generator.parameters, weights.generator.parameters))
+    assert all(map(torch.equal, second.fake.parameters, weights.fake.parameters))
+    with pytest.raises(CheckpointError, match="finetune tdm"):
+        Distillation(replace(first, start=tmp_path / "nowhere"))
