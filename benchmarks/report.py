@@ -9,18 +9,19 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+METRICS = ROOT / "tdm_serve" / "checkpoints" / "scenes" / "training" / "metrics.jsonl"  # beside the weights
 README = ROOT / "README.md"
 BEGIN, END = "<!-- results: begin (python benchmarks/report.py) -->\n", "<!-- results: end -->"
 
 
-def rows(name: str) -> list[dict[str, Any]]:
+def rows(path: Path) -> list[dict[str, Any]]:
     """All rows of a result file."""
-    return [json.loads(line) for line in (RESULTS / f"{name}.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def latest_by(name: str, *keys: str) -> dict[tuple[Any, ...], dict[str, Any]]:
+def latest_by(path: Path, *keys: str) -> dict[tuple[Any, ...], dict[str, Any]]:
     """The newest row for every combination of keys."""
-    return {tuple(row[key] for key in keys): row for row in rows(name)}
+    return {tuple(row[key] for key in keys): row for row in rows(path)}
 
 
 def machine(row: dict[str, Any]) -> str:
@@ -40,7 +41,7 @@ def table(header: list[str], body: list[list[str]]) -> list[str]:
 
 def quality() -> list[str]:
     """Strict score by category for every model on the held-out prompts."""
-    newest = latest_by("quality", "model", "split", "nfe", "guidance").values()
+    newest = latest_by(METRICS, "model", "split", "nfe", "guidance").values()
     found = [row for row in newest if row["split"] == "heldout"]
     first = found[0]
     categories = list(first["categories"])
@@ -48,7 +49,7 @@ def quality() -> list[str]:
         f"Strict score (everything right, or 0) on {first['n']} held-out prompts, whose combinations training never "
         "saw; one picture a prompt. Evaluations (NFE) are counted; a guidance pair is two."
     )
-    command = f"`tdm-serve eval MODEL --split heldout --n {first['n']} --results benchmarks/results/quality.jsonl`"
+    command = f"`tdm-serve eval MODEL --split heldout --n {first['n']} --results {METRICS.relative_to(ROOT)}`"
     body = [
         [f"`{row['model']}`", str(row["nfe"]), f"**{row['strict']:.3f}**", f"{row['soft']:.3f}"]
         + [f"{row['categories'][name]['strict']:.2f}" for name in categories]
@@ -60,7 +61,7 @@ def quality() -> list[str]:
 
 def latency() -> list[str]:
     """Our milliseconds by stage beside stock diffusers'."""
-    row = rows("latency")[-1]
+    row = rows(RESULTS / "latency.jsonl")[-1]
     stages = list(row["milliseconds"]["tdm-serve"])
     intro = (
         f"Prompt to PNG, {row['size']}, batch {row['batch']}, {row['dtype']}, {row['nfe']} evaluations, text padded to "

@@ -21,7 +21,9 @@ def test_the_readme_agrees_with_the_results(root: Path, environment: dict[str, s
 
 
 def test_result_rows_say_what_they_were_measured_on(root: Path) -> None:
-    for path in (root / "benchmarks" / "results").glob("*.jsonl"):
+    files = [*(root / "benchmarks" / "results").glob("*.jsonl"), *(root / "tdm_serve").rglob("metrics.jsonl")]
+    assert len(files) >= 2
+    for path in files:
         for line in path.read_text().splitlines():
             machine = json.loads(line)["machine"]
             assert {"device", "threads", "omp_wait_policy", "commit", "versions"} <= machine.keys(), path.name

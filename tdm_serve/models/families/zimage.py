@@ -1,8 +1,8 @@
 """The Z-Image family: prompt -> conditioning, latents -> velocity, latents -> picture.
 
-Every prompt is encoded alone at one fixed padded length, modulation rows are computed one noise level at a time, and
-the autoencoder runs in channels-last layout: those are the places where a CPU's results would otherwise depend on the
-size of the batch. Channels-last is also the faster layout for its convolutions.
+Every prompt is encoded alone at one fixed padded length, modulation rows are computed one noise level at a time, and a
+CPU decodes one picture at a time: those are the places where its results would otherwise depend on the size of the
+batch. The autoencoder runs in channels-last layout, the faster one for its convolutions.
 """
 
 from __future__ import annotations
@@ -104,7 +104,8 @@ class ZImage:
         """uint8 pictures (B, H, W, 3) on the CPU, of clean latents (1, C, h, w) each."""
         batch = torch.cat(list(latents)).contiguous(memory_format=torch.channels_last)
         raw = batch.to(self.dtype) / self.scale + self.shift
-        decoded = decode(self.vae, raw).float()
+        parts = raw.split(1 if self.device.type == "cpu" else len(raw))
+        decoded = torch.cat([decode(self.vae, part) for part in parts]).float()
         # the steps of diffusers' image processor, so that rounding agrees
         pictures = (decoded * 0.5 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8)
         return pictures.permute(0, 2, 3, 1).cpu()
