@@ -46,15 +46,18 @@ def test_readme_has_blocks_to_run() -> None:
 @pytest.mark.parametrize("block", blocks(), ids=lambda block: block.strip().splitlines()[0][:60])
 def test_block_runs(block: str, folder: Path, environment: dict[str, str]) -> None:
     variables = environment | {"PATH": os.pathsep.join([str(folder / ".programs"), environment.get("PATH", "")])}
-    with subprocess.Popen(
-        ["bash", "-euo", "pipefail", "-c", block],
-        cwd=folder,
-        env=variables,
-        stdin=subprocess.DEVNULL,
-        stdout=(folder / ".output").open("w"),
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    ) as shell:
+    with (
+        (folder / ".output").open("w") as output,
+        subprocess.Popen(
+            ["bash", "-euo", "pipefail", "-c", block],
+            cwd=folder,
+            env=variables,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        ) as shell,
+    ):
         try:
             code = shell.wait(timeout=TIMEOUT_S)
         finally:
