@@ -40,22 +40,21 @@ def table(header: list[str], body: list[list[str]]) -> list[str]:
 
 
 def quality() -> list[str]:
-    """Strict score by category for every model on the held-out prompts."""
-    newest = latest_by(METRICS, "model", "split", "nfe", "guidance").values()
-    found = [row for row in newest if row["split"] == "heldout"]
+    """Strict score by category for every model and split that was measured."""
+    found = list(latest_by(METRICS, "model", "split", "nfe", "guidance").values())
     first = found[0]
     categories = list(first["categories"])
     intro = (
-        f"Strict score (everything right, or 0) on {first['n']} held-out prompts, whose combinations training never "
-        "saw; one picture a prompt. Evaluations (NFE) are counted; a guidance pair is two."
+        f"Strict score (everything right, or 0) on {first['n']} prompts, one picture each. The combinations of held-out "
+        "prompts never occur in training; those of `val` do. Evaluations (NFE) are counted; a guidance pair is two."
     )
-    command = f"`tdm-serve eval MODEL --split heldout --n {first['n']} --results {METRICS.relative_to(ROOT)}`"
+    command = f"`tdm-serve eval MODEL --split SPLIT --n {first['n']} --results {METRICS.relative_to(ROOT)}`"
     body = [
-        [f"`{row['model']}`", str(row["nfe"]), f"**{row['strict']:.3f}**", f"{row['soft']:.3f}"]
+        [f"`{row['model']}`", row["split"], str(row["nfe"]), f"**{row['strict']:.3f}**", f"{row['soft']:.3f}"]
         + [f"{row['categories'][name]['strict']:.2f}" for name in categories]
-        for row in sorted(found, key=lambda row: -row["nfe"])
+        for row in sorted(found, key=lambda row: (row["split"], -row["nfe"]))
     ]
-    header = ["model", "NFE", "all", "soft", *(name.replace("_", " ") for name in categories)]
+    header = ["model", "split", "NFE", "all", "soft", *(name.replace("_", " ") for name in categories)]
     return ["## Quality", "", intro, "", *table(header, body), "", f"{command}; {machine(first)}.", ""]
 
 
