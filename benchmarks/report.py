@@ -45,8 +45,9 @@ def quality() -> list[str]:
     first = found[0]
     categories = list(first["categories"])
     intro = (
-        f"Strict score (everything right, or 0) on {first['n']} prompts, one picture each. The combinations of held-out "
-        "prompts never occur in training; those of `val` do. Evaluations (NFE) are counted; a guidance pair is two."
+        f"Strict score (everything right, or 0) on {first['n']} prompts, one picture each. The combinations of "
+        "held-out prompts never occur in training; those of `val` do. Evaluations (NFE) are counted; a guidance pair "
+        "is two."
     )
     command = f"`tdm-serve eval MODEL --split SPLIT --n {first['n']} --results {METRICS.relative_to(ROOT)}`"
     body = [
