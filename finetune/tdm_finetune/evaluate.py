@@ -60,7 +60,7 @@ def sample(
         noise = torch.randn(len(chunk), frozen.channels, 16, 16, generator=generator)
         negative = conditional(denoiser, empty.expand_as(text), empty_length.expand_as(lengths))
         velocity = guided(conditional(denoiser, text, lengths), negative, guidance)
-        pictures += list(frozen.to_pictures(rollout(velocity, noise, rows)[-1]).numpy())
+        pictures += list(frozen.to_pictures(rollout(velocity, noise, rows).states[-1]).numpy())
     return pictures
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -35,14 +36,22 @@ def guided(positive: Velocity, negative: Velocity, weight: float) -> Velocity:
     return velocity
 
 
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """What a rollout passes through: its boundary states x_0 .. x_K, and the clean prediction at each but the last."""
+
+    states: Tensor  # (K + 1, B, C, H, W)
+    clean: Tensor  # (K, B, C, H, W)
+
+
 @torch.no_grad()
-def rollout(velocity: Velocity, noise: Tensor, rows: Sequence[Row]) -> list[Tensor]:
-    """The K + 1 boundary states x_0 .. x_K of the sampler from `noise`; x_K is the clean latent (method notes 1.2)."""
+def rollout(velocity: Velocity, noise: Tensor, rows: Sequence[Row]) -> Trajectory:
+    """K steps of the sampler from `noise` (B, C, H, W); the last state is the clean latent (method notes 1.2)."""
     states = [noise]
-    previous = torch.zeros_like(noise)
+    predicted = [torch.zeros_like(noise)]  # what stands in for the prediction before the first
     for row in rows:
         latents = states[-1]
         clean = latents - row.sigma * velocity(latents, latents.new_full((len(latents),), row.sigma)).float()
-        states.append(row.a * latents + row.b * clean + row.c * previous)
-        previous = clean
-    return states
+        states.append(row.a * latents + row.b * clean + row.c * predicted[-1])
+        predicted.append(clean)
+    return Trajectory(torch.stack(states), torch.stack(predicted[1:]))

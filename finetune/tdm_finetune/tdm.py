@@ -26,9 +26,11 @@ from tdm_finetune.cache import Frozen
 from tdm_finetune.ema import Ema
 from tdm_finetune.evaluate import quick_scores
 from tdm_finetune.roles import Lora, VelocityNet, targets
+from tdm_finetune.rollout import Trajectory, rollout
 from tdm_finetune.run import STATE_FILE, Run, as_json, finished, seed_everything, trapezoid
 from tdm_serve.config import at_least, multiple_of, positive
 from tdm_serve.errors import ConfigError
+from tdm_serve.files import write_atomically
 from tdm_serve.machine import stamp
 from tdm_serve.models.families.zimage import load_transformer
 from tdm_serve.models.families.zimage_denoiser import TEXT_MULTIPLE, ZImageDenoiser
@@ -72,14 +74,6 @@ class TdmConfig:
         at_least(self, 0, "guidance", "ema")
         positive(self, "alpha", "generator_rate", "fake_rate", "clip")
         multiple_of(self, TEXT_MULTIPLE, "text_tokens")
-
-
-@dataclass(frozen=True, slots=True)
-class Trajectory:
-    """A rollout of the live generator: its boundary states, and its clean prediction at each but the last."""
-
-    states: Tensor  # (K + 1, B, C, H, W)
-    clean: Tensor  # (K, B, C, H, W)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,15 +122,10 @@ class Distillation:
 
     @torch.no_grad()
     def roll_out(self, prompts: Prompts) -> Trajectory:
-        """K unguided steps of the live generator from fresh noise (method notes 1.2)."""
-        velocity = self.net.acting_as(self.generator.weights())
-        states = [self.randn(len(prompts.text), self.frozen.channels, 16, 16)]
-        clean: list[Tensor] = []
-        for row in self.rows:
-            sigma = torch.full((len(prompts.text),), row.sigma)
-            clean.append(losses.clean_of(states[-1], sigma, velocity(states[-1], sigma, prompts.text, prompts.lengths)))
-            states.append(row.a * states[-1] + row.b * clean[-1])
-        return Trajectory(torch.stack(states), torch.stack(clean))
+        """K unguided steps of the live generator from fresh noise."""
+        acting = self.net.acting_as(self.generator.weights())
+        noise = self.randn(len(prompts.text), self.frozen.channels, 16, 16)
+        return rollout(lambda x, sigma: acting(x, sigma, prompts.text, prompts.lengths), noise, self.rows)
 
     def draw_step(self, batch: int) -> tuple[Tensor, Tensor, Tensor]:
         """A step k (B,) for every picture, the level below it, and a level tau inside its interval."""
@@ -293,5 +282,5 @@ def save(distillation: Distillation, config: TdmConfig) -> Path:
             "machine": stamp(),
         },
     }
-    (config.run / VERSION_FILE).write_text(json.dumps(version, indent=1) + "\n")
+    write_atomically(config.run / VERSION_FILE, (json.dumps(version, indent=1) + "\n").encode())
     return config.run

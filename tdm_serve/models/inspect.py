@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tdm_serve.errors import CheckpointError
+from tdm_serve.files import sha256
 from tdm_serve.models.spec import ModelSpec
 
 PICKLES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
@@ -83,7 +84,6 @@ def checkpoint_hash(spec: ModelSpec, files: Iterable[Path]) -> str:
     """Short digest of weights, configs, chat template and sampling table: equal digests, equal pixels."""
     digest = hashlib.sha256()
     for path in (*files, *sorted(spec.base.glob("*/*.json")), *sorted(spec.base.glob("*/*.jinja"))):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(sha256(path)))
     digest.update(repr((spec.sampler, spec.sigmas, spec.guidance)).encode())
     return digest.hexdigest()[:16]
