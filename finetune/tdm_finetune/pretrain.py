@@ -22,9 +22,11 @@ from tdm_finetune.ema import Ema
 from tdm_finetune.evaluate import quick_scores
 from tdm_finetune.losses import shift_time
 from tdm_finetune.roles import VelocityNet
-from tdm_finetune.run import Run, seed_everything, trapezoid
+from tdm_finetune.run import Run, finished, seed_everything, trapezoid
 from tdm_serve.config import at_least, multiple_of, positive
+from tdm_serve.errors import ConfigError
 from tdm_serve.models.families.zimage_denoiser import PATCH_KEY, TEXT_MULTIPLE, ZImageDenoiser
+from tdm_serve.models.quiet import quiet_bars
 from tdm_serve.sampling import plan
 
 logger = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ class PretrainConfig:
     run: Path = Path("runs/pretrain")
     vae: Path = Path("runs/vae")
     text: Path = Path("runs/text")
+    start: Path | None = None  # a finished run of the same width, layers and heads whose weights this one goes on from
     seed: int = 0
     steps: int = 14_000
     decay_steps: int = 2_500  # the rate is constant, then falls linearly to zero over these last steps
@@ -90,6 +93,21 @@ def build(config: PretrainConfig, channels: int, text_width: int) -> ZImageTrans
     return transformer
 
 
+def _copy_weights(start: Path, transformer: ZImageTransformer2DModel) -> None:
+    """Puts a finished run's averaged weights in place; ConfigError if they belong to another architecture."""
+    with quiet_bars():
+        trained = ZImageTransformer2DModel.from_pretrained(finished(start / "transformer", "pretrain"))
+    names = ("dim", "n_layers", "n_heads", "in_channels", "cap_feat_dim")
+    differs = [
+        f"{n}: {trained.config[n]} there, {transformer.config[n]} here"
+        for n in names
+        if trained.config[n] != transformer.config[n]
+    ]
+    if differs:
+        raise ConfigError(f"start {start} holds another architecture ({'; '.join(differs)})")
+    transformer.load_state_dict(trained.state_dict())
+
+
 def draw_sigma(batch: int, shift: float, generator: torch.Generator) -> Tensor:
     """Logit-normal noise levels (B,) under the sampler's shift (Esser et al. 2024, section 3.1)."""
     u = torch.sigmoid(torch.randn(batch, generator=generator))
@@ -118,6 +136,8 @@ class Teacher:
     def __init__(self, config: PretrainConfig, frozen: Frozen) -> None:
         self.config = config
         self.transformer = build(config, frozen.channels, frozen.text_width)
+        if config.start is not None:
+            _copy_weights(config.start, self.transformer)
         self.denoiser = ZImageDenoiser(self.transformer)
         self.optimizers = optimizers(self.transformer, config)
         self.ema = Ema(dict(self.transformer.named_parameters()), config.ema)
