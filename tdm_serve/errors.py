@@ -8,8 +8,10 @@ TdmServeError
 ├── ConfigError           a configuration key or value that does not exist or does not fit
 ├── BackendUnavailable    an explicitly chosen backend that cannot run here
 ├── MissingExtra          an optional dependency; the message holds its pip command
+├── RewardError           a reward that failed, took too long or returned what is no score; the sample is named
 ├── OutputError           a path that cannot be written
 ├── PortInUse             an address that another process listens on
+├── TrainingDiverged      a loss term or gradient that exploded; the message names it and the last good state
 ├── EngineClosed          a request to an engine that is shutting down
 └── NotBuiltYet           a command that is present but whose part of the product is not finished
 """
@@ -57,12 +59,20 @@ class MissingExtra(TdmServeError):
         self.extra = extra
 
 
+class RewardError(TdmServeError):
+    """A reward that failed, took too long or returned what is no score; the message names it and the sample."""
+
+
 class OutputError(TdmServeError):
     """A path that cannot be written."""
 
 
 class PortInUse(TdmServeError):
     """An address that another process listens on."""
+
+
+class TrainingDiverged(TdmServeError):
+    """A loss term or gradient that exploded, and where the last good state is."""
 
 
 class EngineClosed(TdmServeError):
