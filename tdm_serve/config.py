@@ -103,6 +103,13 @@ def at_least(config: Any, low: float, *names: str) -> None:
             raise ValueError(f"{name} is {getattr(config, name)}; it must be at least {low}")
 
 
+def between(config: Any, low: float, high: float, *names: str) -> None:
+    """For `__post_init__`: raises ValueError unless each named field is a number from `low` to `high`."""
+    for name in names:
+        if not low <= getattr(config, name) <= high:
+            raise ValueError(f"{name} is {getattr(config, name)}; it must be between {low} and {high}")
+
+
 def positive(config: Any, *names: str) -> None:
     """For `__post_init__`: raises ValueError unless each named field is a number above 0."""
     for name in names:

@@ -87,6 +87,21 @@ def rows_for(sampler: str, sigmas: Sequence[float]) -> tuple[Row, ...]:
     return tuple(SAMPLERS[sampler](sigmas))
 
 
+def ddim(times: Sequence[float], alphas: Sequence[float]) -> tuple[Row, ...]:
+    """Deterministic DDIM for a variance-preserving process (Song et al. 2021, eq. 12 with eta = 0).
+
+    `times` are the network's times of the steps, `alphas` the cumulative products at every boundary: one more, and the
+    last is 1. A row's sigma is the noise share sqrt(1 - alpha), so the rows run in the same update as flow matching's.
+    """
+    if len(alphas) != len(times) + 1:
+        raise ConfigError(f"{len(times)} times need {len(times) + 1} alphas, one per boundary; there are {len(alphas)}")
+    rows: list[Row] = []
+    for time, alpha, following in zip(times, alphas, alphas[1:], strict=False):
+        keep = math.sqrt((1.0 - following) / (1.0 - alpha))
+        rows.append(Row(time, math.sqrt(1.0 - alpha), keep, math.sqrt(following) - keep * math.sqrt(alpha)))
+    return tuple(rows)
+
+
 def plan(sampler: str, nfe: int, shift: float) -> tuple[Row, ...]:
     """The table of a sampler with `nfe` evaluations on the shifted grid."""
     return rows_for(sampler, sigma_grid(nfe, shift))
