@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
 from transformers import AutoTokenizer, Qwen3Model
 
-from tdm_finetune.run import CONFIG_FILE, LOG_FILE, finished
+from tdm_finetune.roles import ADAPTER_FILE
+from tdm_finetune.run import CONFIG_FILE, LOG_FILE, VERSION_FILE, finished
 from tdm_serve.config import at_least, positive
 from tdm_serve.convert import forget_paths
 from tdm_serve.files import new_folder
@@ -21,8 +23,6 @@ from tdm_serve.models.spec import FORMAT, MANIFEST
 from tdm_serve.sampling import sigma_grid
 
 LIMITS = {"width": 128, "height": 128, "size_multiple": 16, "min_side": 64, "max_side": 256, "max_prompt_tokens": 64}
-VERSION_FILE = "version.json"  # what a distillation run says of its adapter
-ADAPTER_FILE = "adapter.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,8 @@ class AssembleConfig:
     vae: Path = Path("runs/vae")
     text: Path = Path("runs/text")
     pretrain: Path = Path("runs/pretrain")
-    tdm: Path | None = None  # a distillation run whose adapter becomes the default version
+    tdm: Path | None = None  # a distillation run; its adapter becomes the default version
+    tdm_r1: Path | None = None  # a TDM-R1 run; its adapter becomes the default version instead
     teacher_steps: int = 25
     teacher_guidance: float = 3.0
     shift: float = 3.0
@@ -47,7 +48,13 @@ class AssembleConfig:
     def runs(self) -> dict[str, Path]:
         """Stage -> the run that it left behind."""
         runs = {"vae": self.vae, "text": self.text, "pretrain": self.pretrain}
-        return runs if self.tdm is None else runs | {"tdm": self.tdm}
+        return runs | self.adapters
+
+    @property
+    def adapters(self) -> dict[str, Path]:
+        """Version -> the run that trained its adapter; the last one is the default."""
+        runs = {"tdm": self.tdm, "tdm-r1": self.tdm_r1}
+        return {name: run for name, run in runs.items() if run is not None}
 
 
 # stage -> what its run must have written
@@ -56,6 +63,7 @@ PARTS = {
     "text": ("text_encoder", "tokenizer"),
     "pretrain": ("transformer",),
     "tdm": (ADAPTER_FILE, VERSION_FILE),
+    "tdm-r1": (ADAPTER_FILE, VERSION_FILE),
 }
 
 
@@ -84,17 +92,18 @@ def _write(config: AssembleConfig, folder: Path) -> None:
         transformer=ZImageTransformer2DModel.from_pretrained(config.pretrain / "transformer", dtype=dtype),
     ).save_pretrained(folder)
     versions: dict[str, Any] = {"teacher": _teacher(config)}
-    if config.tdm is not None:
-        (folder / "adapters").mkdir()
-        shutil.copy2(config.tdm / ADAPTER_FILE, folder / "adapters" / "tdm.safetensors")
-        versions["tdm"] = json.loads((config.tdm / VERSION_FILE).read_text()) | {"adapter": "adapters/tdm.safetensors"}
+    for name, run in config.adapters.items():
+        adapter = Path("adapters") / f"{name}.safetensors"
+        (folder / adapter).parent.mkdir(exist_ok=True)
+        shutil.copy2(run / ADAPTER_FILE, folder / adapter)
+        versions[name] = json.loads((run / VERSION_FILE).read_text()) | {"adapter": str(adapter)}
     for stage, run in config.runs.items():
-        _keep_record(run, folder / "training" / stage)
+        _keep_record(run, folder / "training" / stage, list(config.runs.values()))
     manifest = {
         "format": FORMAT,
         "family": "zimage",
         "limits": LIMITS,
-        "default": "tdm" if config.tdm else "teacher",
+        "default": [*versions][-1],
         "versions": versions,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
@@ -111,11 +120,11 @@ def _teacher(config: AssembleConfig) -> dict[str, Any]:
     }
 
 
-def _keep_record(run: Path, target: Path) -> None:
-    """The run's config and loss curve, beside the weights that came out of it; and those of the run it started from."""
+def _keep_record(run: Path, target: Path, stages: Sequence[Path]) -> None:
+    """The run's config and loss curve, and those of the run it started from unless that one is a stage of its own."""
     target.mkdir(parents=True)
     for name in (CONFIG_FILE, LOG_FILE):
         shutil.copy2(run / name, target / name)
     start = json.loads((run / CONFIG_FILE).read_text())["config"].get("start")
-    if start is not None:
-        _keep_record(Path(start), target / "start")
+    if start is not None and Path(start) not in stages:
+        _keep_record(Path(start), target / "start", stages)

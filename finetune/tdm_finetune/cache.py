@@ -53,6 +53,11 @@ class Frozen:
         return int(self.vae.config["latent_channels"])
 
     @property
+    def factor(self) -> int:
+        """Pixels a latent, along one side."""
+        return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
+
+    @property
     def text_width(self) -> int:
         return self.encoder.config.hidden_size
 

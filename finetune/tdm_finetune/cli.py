@@ -15,15 +15,22 @@ from typing import Any, NamedTuple
 
 from tdm_serve.cli.lazy import add_commands
 from tdm_serve.config import add_dataclass_arguments, from_sources
+from tdm_serve.errors import ConfigError
 
 
 class Stage(NamedTuple):
-    """`module:name` of a trainer's config class and of its function `train(config) -> Path`."""
+    """`module:name` of a trainer's config class and of its function `train(config) -> Path`.
+
+    `dry_run(config) -> str`, where a trainer has one, tells what the run would cost.
+    """
 
     config: str
     train: str
     help: str
+    dry_run: str | None = None
 
+
+PRESETS = Path(__file__).parent / "presets"  # STAGE/NAME.toml
 
 STAGES: dict[str, Stage] = {
     "vae": Stage("tdm_finetune.vae:VaeConfig", "tdm_finetune.vae:train", "train the picture autoencoder"),
@@ -33,7 +40,24 @@ STAGES: dict[str, Stage] = {
         "tdm_finetune.pretrain:train",
         "train the multi-step teacher by flow matching",
     ),
-    "tdm": Stage("tdm_finetune.tdm:TdmConfig", "tdm_finetune.tdm:train", "distil the teacher to few steps with TDM"),
+    "micro": Stage(
+        "tdm_finetune.micro.teacher:MicroConfig",
+        "tdm_finetune.micro.teacher:train",
+        "train the 16 x 16 world's multi-step teacher",
+    ),
+    "tdm": Stage(
+        "tdm_finetune.tdm:TdmConfig",
+        "tdm_finetune.tdm:train",
+        "distil the teacher to few steps with TDM",
+        "tdm_finetune.tdm:dry_run",
+    ),
+    "tdm-r1": Stage(
+        "tdm_finetune.tdm_r1:TdmR1Config",
+        "tdm_finetune.tdm_r1:train",
+        "reinforce a few-step generator with rewards that have no gradient",
+        "tdm_finetune.tdm_r1:dry_run",
+    ),
+    "judge": Stage("tdm_finetune.judge.train:JudgeConfig", "tdm_finetune.judge.train:train", "train the second judge"),
     "assemble": Stage(
         "tdm_finetune.assemble:AssembleConfig",
         "tdm_finetune.assemble:assemble",
@@ -51,9 +75,21 @@ def run(args: argparse.Namespace) -> int:
     """Trains the stage, with the log on stderr, and prints the path of what came out."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(name)s: %(message)s")
     stage = STAGES[args.stage]
-    config = from_sources(load(stage.config), args.config, args)
-    print(load(stage.train)(config))
+    config = from_sources(load(stage.config), preset(args.stage, args.config), args)
+    train = stage.dry_run if stage.dry_run and args.dry_run else stage.train
+    print(load(train)(config))
     return 0
+
+
+def preset(stage: str, given: Path | None) -> Path | None:
+    """A config file as given, or the shipped one of that name, such as `scenes` or `geneval`."""
+    if given is None or given.exists() or given.suffix:
+        return given
+    shipped = {path.stem: path for path in sorted((PRESETS / stage).glob("*.toml"))}
+    if str(given) not in shipped:
+        known = ", ".join(shipped) or "none for this stage"
+        raise ConfigError(f"config {str(given)!r} is neither a file nor a shipped config; shipped: {known}")
+    return shipped[str(given)]
 
 
 def load(target: str) -> Any:
@@ -63,5 +99,9 @@ def load(target: str) -> Any:
 
 
 def _fill(stage: Stage, parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", type=Path, metavar="FILE.toml", help="values for the flags below; flags win")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="a TOML file or a shipped config's name; flags below win over it"
+    )
+    if stage.dry_run:
+        parser.add_argument("--dry-run", action="store_true", help="measure ten updates, tell the cost, write nothing")
     add_dataclass_arguments(parser, load(stage.config))

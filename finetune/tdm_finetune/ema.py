@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 
-class Ema:
-    """Averages with decay min(decay, (1 + step) / (10 + step)), so that early steps do not linger."""
+def warm_up(step: int) -> float:
+    """So that early steps do not linger."""
+    return (1 + step) / (10 + step)
 
-    def __init__(self, live: Mapping[str, Tensor], decay: float) -> None:
-        self.decay = decay
+
+class Ema:
+    """Averages with decay min(decay, ramp(step))."""
+
+    def __init__(self, live: Mapping[str, Tensor], decay: float, ramp: Callable[[int], float] = warm_up) -> None:
+        self.decay, self.ramp = decay, ramp
         self._live = live
         self._average = {name: p.detach().clone() for name, p in live.items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
+        decay = min(self.decay, self.ramp(step))
         for name, parameter in self._live.items():
             self._average[name].lerp_(parameter, 1.0 - decay)
 

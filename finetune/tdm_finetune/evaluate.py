@@ -1,82 +1,31 @@
-"""Scores pictures with the exact checker: quickly inside a training run, or a checkpoint on a whole split."""
+"""Scores a checkpoint on a split, with pictures made as they are served."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from tdm_finetune import scenes
-from tdm_finetune.cache import Frozen
 from tdm_finetune.data import chunks
-from tdm_finetune.rollout import conditional, guided, rollout
 from tdm_finetune.scenes import CATEGORIES, Category, ScenePrompt, Split, Verdict
-from tdm_finetune.scenes.render import Pixels
+from tdm_finetune.scoring import Scores, score_pictures
 from tdm_serve import Pipeline
 from tdm_serve.core import GeneratedImage, Request
 from tdm_serve.errors import ConfigError
-from tdm_serve.models.families.zimage_denoiser import ZImageDenoiser
-from tdm_serve.sampling import Row
-
-QUICK_PROMPTS = 70
-
-
-def quick_scores(
-    denoiser: ZImageDenoiser,
-    frozen: Frozen,
-    rows: Sequence[Row],
-    *,
-    guidance: float,
-    sheet: Path | None = None,
-) -> dict[str, float]:
-    """Strict and soft score on the first validation prompts with fixed noise; optionally a sheet of the pictures."""
-    chosen = list(islice(scenes.prompts("val", seed=0), QUICK_PROMPTS))
-    pictures = sample(denoiser, frozen, [prompt.text for prompt in chosen], rows, guidance)
-    verdicts = [scenes.check(picture, prompt.spec) for picture, prompt in zip(pictures, chosen, strict=True)]
-    if sheet is not None:
-        save_sheet(pictures, sheet, columns=7)
-    return {"strict": _mean(v.strict for v in verdicts), "soft": _mean(v.soft for v in verdicts)}
-
-
-@torch.no_grad()
-def sample(
-    denoiser: ZImageDenoiser, frozen: Frozen, prompts: list[str], rows: Sequence[Row], guidance: float, seed: int = 0
-) -> list[Pixels]:
-    """Pictures of `prompts` from fixed noise, in chunks of 35."""
-    pictures: list[Pixels] = []
-    generator = torch.Generator().manual_seed(seed)
-    empty, empty_length = frozen.encode([""], 32)
-    for chunk in chunks(prompts, 35):
-        text, lengths = frozen.encode(list(chunk), 32)
-        noise = torch.randn(len(chunk), frozen.channels, 16, 16, generator=generator)
-        negative = conditional(denoiser, empty.expand_as(text), empty_length.expand_as(lengths))
-        velocity = guided(conditional(denoiser, text, lengths), negative, guidance)
-        pictures += list(frozen.to_pictures(rollout(velocity, noise, rows).states[-1]).numpy())
-    return pictures
-
-
-def save_sheet(pictures: Sequence[Pixels], path: Path, columns: int) -> None:
-    """A contact sheet, row by row."""
-    rows = [np.concatenate(list(row), axis=1) for row in chunks(pictures, columns) if len(row) == columns]
-    Image.fromarray(np.concatenate(rows, axis=0)).save(path)
-
-
-def _mean(values: Iterable[float]) -> float:
-    return float(np.mean(list(values)))
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """A checkpoint's verdicts on a split, prompt by prompt, and what making the pictures cost."""
+    """A checkpoint's scores on a split, and what making the pictures cost."""
 
     model: str
     checkpoint_hash: str
@@ -84,41 +33,44 @@ class Evaluation:
     seed: int
     nfe: int  # counted, per picture
     guidance: float
-    seconds: float
+    seconds: float  # of the scored pictures; those for the diversity are extra
     prompts: tuple[ScenePrompt, ...]
-    verdicts: tuple[Verdict, ...]
+    quality: Scores
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """The checker's, prompt by prompt."""
+        return self.quality.grades
 
     def scores(self, category: Category | None = None) -> dict[str, float | int]:
         """Mean strict and soft score and the number of prompts, of one category or of all."""
-        chosen = [
-            verdict
-            for prompt, verdict in zip(self.prompts, self.verdicts, strict=True)
-            if category in (None, prompt.spec.category)
-        ]
-        return {
-            "strict": round(_mean(v.strict for v in chosen), 4),
-            "soft": round(_mean(v.soft for v in chosen), 4),
-            "n": len(chosen),
-        }
+        return self.quality.of(category)
 
     def summary(self) -> dict[str, Any]:
         """One JSON-ready row."""
-        present = {prompt.spec.category for prompt in self.prompts}
         facts = ("model", "checkpoint_hash", "split", "seed", "nfe", "guidance")
         return {
             **self.scores(),
             **{name: getattr(self, name) for name in facts},
             "seconds": round(self.seconds, 2),
-            "categories": {name: self.scores(name) for name in CATEGORIES if name in present},
+            "threads": torch.get_num_threads(),
+            **self.quality.row(CATEGORIES),
         }
 
     def table(self) -> str:
-        """Category by strict and soft score, then the total with evaluations and seconds."""
-        lines = [f"{'category':<14}{'strict':>8}{'soft':>8}{'n':>6}"]
-        summary = self.summary()
-        for name, scores in (*summary["categories"].items(), ("all", summary)):
-            lines.append(f"{name:<14}{scores['strict']:>8.3f}{scores['soft']:>8.3f}{scores['n']:>6}")
-        lines.append(f"{self.nfe} evaluations a picture, guidance {self.guidance:g}, {self.seconds:.1f} s in all")
+        """Category by strict and soft score and the second judge's, then the total, and what has no category."""
+        lines = [f"{'category':<14}{'strict':>8}{'soft':>8}{'second':>8}{'n':>6}"]
+        row = self.summary()
+        seconds = row["second_judge_categories"] or {}
+        for name, scores in (*row["categories"].items(), ("all", row)):
+            second = row["second_judge"] if name == "all" else seconds.get(name)
+            shown = "-" if second is None else f"{second:.3f}"
+            lines.append(f"{name:<14}{scores['strict']:>8.3f}{scores['soft']:>8.3f}{shown:>8}{scores['n']:>6}")
+        diversity = "not measured" if row["diversity"] is None else f"{row['diversity']:.3f}"
+        lines.append(
+            f"{self.nfe} evaluations a picture, guidance {self.guidance:g}, {self.seconds:.1f} s in all; "
+            f"palette error {row['palette_error']:.5f}, diversity {diversity}"
+        )
         return "\n".join(lines)
 
 
@@ -131,26 +83,57 @@ def evaluate(
     steps: int | None = None,
     guidance: float | None = None,
     batch: int = 16,
+    repeats: tuple[int, int] | None = (8, 8),
+    second_judge: bool = True,
 ) -> Evaluation:
-    """Makes one picture for each of the first `n` prompts of a split, seeds counted from `seed`, and checks it.
+    """Makes one picture for each of the first `n` prompts of a split, seeds counted from `seed`, and scores it.
 
-    Raises ConfigError or InvalidRequest for bad numbers, before the first picture.
+    `repeats` (prompts, seeds) are made besides, from the split's first prompts with seeds counted from `seed`, for the
+    diversity; None leaves it out. Raises ConfigError or InvalidRequest for bad numbers, before the first picture.
     """
-    for name, value in (("n", n), ("batch", batch)):
-        if value < 1:
-            raise ConfigError(f"{name} is {value}; it must be at least 1")
-    chosen = tuple(islice(scenes.prompts(split, seed=seed), n))
-    size = scenes.SIZE
-    requests = [Request(p.text, seed + i, size, size, steps, guidance) for i, p in enumerate(chosen)]
-    for request in requests:
-        pipeline.check(request)
+    _check_numbers(n, batch, repeats)
+    again, others = repeats or (0, 0)
+    prompts = tuple(islice(scenes.prompts(split, seed=seed), max(n, again)))
+
+    def request(prompt: ScenePrompt, index: int) -> Request:
+        return Request(prompt.text, seed + index, scenes.SIZE, scenes.SIZE, steps, guidance)
+
+    wanted = [request(prompt, index) for index, prompt in enumerate(prompts[:n])]
+    repeated = [request(prompt, index) for prompt in prompts[:again] for index in range(others)]
+    for one in (*wanted, *repeated):
+        pipeline.check(one)
     started = time.perf_counter()
-    images: list[GeneratedImage] = []
-    for group in tqdm(list(chunks(requests, batch)), desc=f"{split} prompts", disable=not sys.stderr.isatty()):
-        images += pipeline.generate(group)
+    images = _make(pipeline, wanted, batch, f"{split} prompts")
     seconds = time.perf_counter() - started
-    verdicts = tuple(scenes.check(np.asarray(i.image), p.spec) for i, p in zip(images, chosen, strict=True))
-    info = pipeline.info
-    return Evaluation(
-        info.id, info.checkpoint_hash, split, seed, images[0].nfe, images[0].guidance, seconds, chosen, verdicts
+    groups = _pixels(_make(pipeline, repeated, batch, "for the diversity")) if repeats else None
+    quality = score_pictures(
+        _pixels(images),
+        prompts[:n],
+        repeats=None if groups is None else groups.reshape(again, others, *groups.shape[1:]),
+        second_judge=second_judge,
     )
+    info, first = pipeline.info, images[0]
+    return Evaluation(
+        info.id, info.checkpoint_hash, split, seed, first.nfe, first.guidance, seconds, prompts[:n], quality
+    )
+
+
+def _check_numbers(n: int, batch: int, repeats: tuple[int, int] | None) -> None:
+    numbers = [("n", n, 1), ("batch", batch, 1)]
+    if repeats is not None:
+        numbers += [("the number of repeated prompts", repeats[0], 1), ("the number of their seeds", repeats[1], 2)]
+    for name, value, low in numbers:
+        if value < low:
+            raise ConfigError(f"{name} is {value}; it must be at least {low}")
+
+
+def _make(pipeline: Pipeline, requests: Sequence[Request], batch: int, what: str) -> list[GeneratedImage]:
+    images: list[GeneratedImage] = []
+    for group in tqdm(list(chunks(requests, batch)), desc=what, disable=not sys.stderr.isatty()):
+        images += pipeline.generate(group)
+    return images
+
+
+def _pixels(images: Sequence[GeneratedImage]) -> NDArray[np.uint8]:
+    """(B, H, W, 3)."""
+    return np.stack([np.asarray(image.image) for image in images])

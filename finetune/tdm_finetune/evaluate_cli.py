@@ -1,4 +1,4 @@
-"""`tdm-serve eval CHECKPOINT`: the table of strict and soft scores by category, and a last line of JSON."""
+"""`tdm-serve eval CHECKPOINT`: the table of scores by category, and a last line of JSON with all that was measured."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from tdm_finetune.scenes import SPLITS
 from tdm_serve.cli import options
 from tdm_serve.core import MAX_SEED
 from tdm_serve.files import append_line, check_appendable
+
+REPEATS = (8, 8)  # prompts, and seeds of each, from which the diversity is measured
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +32,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--guidance", type=options.finite_number, help="another guidance weight than the checkpoint's own; 1 is off"
     )
     parser.add_argument("--batch", type=options.whole_number(1), default=16, help="pictures at a time (default: 16)")
+    parser.add_argument(
+        "--diversity",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="measure how much pictures of one prompt differ; makes 64 more (default)",
+    )
+    parser.add_argument(
+        "--second-judge",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="ask the judge that is never a reward, too; words need the program tesseract (default)",
+    )
     options.add_device_options(parser)
     parser.add_argument("--results", type=Path, help="append the JSON line to this file")
 
@@ -44,7 +58,15 @@ def run(args: argparse.Namespace) -> int:
         check_appendable(args.results)
     pipeline = Pipeline.from_pretrained(args.checkpoint, device=args.device, dtype=args.dtype, backend=args.backend)
     evaluation = evaluate(
-        pipeline, args.split, args.n, seed=args.seed, steps=args.steps, guidance=args.guidance, batch=args.batch
+        pipeline,
+        args.split,
+        args.n,
+        seed=args.seed,
+        steps=args.steps,
+        guidance=args.guidance,
+        batch=args.batch,
+        repeats=REPEATS if args.diversity else None,
+        second_judge=args.second_judge,
     )
     line = json.dumps(evaluation.summary() | {"machine": stamp()})
     print(evaluation.table())

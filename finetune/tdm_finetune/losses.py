@@ -1,92 +1,132 @@
-"""TDM's losses and targets as pure functions on tensors. Equation numbers are those of the method notes' sources.
+"""The losses of TDM and TDM-R1 as pure functions on tensors.
 
-Flow matching: x = (1 - s) * clean + s * noise, velocity v = noise - clean, clean = x - s * v. Everything is float32;
-`sigma` arguments are (B,) and broadcast over pictures.
+Numbers are those of the papers: TDM (arXiv 2503.06674), DGPO (2510.08425), TDM-R1 (2603.07700). Pictures are latents
+(B, C, H, W); per-picture numbers are (B,) in groups of `group` pictures of one prompt, whole groups in a row.
+Whatever is a direction or a weight is detached here: the caller cannot leak a gradient through it.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-GAP = 0.02  # in unshifted time: the least distance between a boundary and the level it is noised to
-MIN_SPREAD = 1e-8
+HUBER = 1e-3  # width of the pseudo-Huber bowl (TDM)
+MIN_SCALE = 1e-6
+MAX_ADVANTAGE = 5.0
+MIN_STD = 1e-4
+ROUNDING = 1e-6  # of float32 rewards
 
 
-def per_picture(values: Tensor) -> Tensor:
-    """(B,) -> (B, 1, 1, 1)."""
-    return values.view(-1, 1, 1, 1)
+def squared_error(predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of each picture (B,)."""
+    return (predicted - target).square().mean((1, 2, 3))
 
 
-def shift_time(u: Tensor, shift: float) -> Tensor:
-    """Sampler time to noise level: s * u / (1 + (s - 1) * u)."""
-    return shift * u / (1 + (shift - 1) * u)
+def kl_direction(teacher: Tensor, fake: Tensor) -> Tensor:
+    """Down the reverse KL in clean space: teacher - fake, which is s^2 / a times the score difference (TDM eq. 8)."""
+    return (teacher - fake).detach()
 
 
-def unshift_time(sigma: Tensor, shift: float) -> Tensor:
-    """Inverse of `shift_time`."""
-    return sigma / (shift - (shift - 1) * sigma)
+def guidance_direction(conditional: Tensor, unconditional: Tensor, weight: float) -> Tensor:
+    """Guidance as its own term: (w - 1) (conditional - unconditional); TDM-R1 takes it as one more reward."""
+    return ((weight - 1.0) * (conditional - unconditional)).detach()
 
 
-def clean_of(latents: Tensor, sigma: Tensor, velocity: Tensor) -> Tensor:
-    """Predicted clean latents x - sigma * v."""
-    return latents - per_picture(sigma) * velocity
+def reward_direction(surrogate: Tensor, away: Tensor, reference: Tensor, weight: float) -> Tensor:
+    """Up the surrogate reward in clean space: its guided prediction minus the reference's (TDM-R1 eq. 11).
 
-
-def bridge(start: Tensor, start_sigma: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-    """Noises `start` from level u = `start_sigma` up to `sigma`: x = r x_u + b n (TDM, sub-interval noising).
-
-    r = (1 - sigma) / (1 - u) and b^2 = sigma^2 - (r u)^2, so the marginal at `sigma` is the forward process's.
+    The reward is a log density ratio, so its gradient is a difference of scores. `weight` guides the surrogate:
+    1 is off, more amplifies what it has learned about the prompt.
     """
-    r, b = bridge_coefficients(start_sigma, sigma)
-    return per_picture(r) * start + per_picture(b) * noise
+    return (away + weight * (surrogate - away) - reference).detach()
 
 
-def bridge_coefficients(start_sigma: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """(r, b) of the bridge between two noise levels, `start_sigma` < `sigma`."""
-    r = (1 - sigma) / (1 - start_sigma)
-    b = (sigma.square() - (r * start_sigma).square()).clamp_min(MIN_SPREAD).sqrt()
-    return r, b
+def scale_of(clean: Tensor, goal: Tensor) -> Tensor:
+    """Mean |clean - goal| of each picture (B, 1, 1, 1): the normaliser of DMD's gradient."""
+    return (clean - goal).abs().mean((1, 2, 3), keepdim=True).clamp_min(MIN_SCALE).detach()
 
 
-def anchored_target(noisy: Tensor, sigma: Tensor, clean: Tensor) -> Tensor:
-    """Velocity that leads from `noisy` to the known prediction `clean`: (x - x0) / sigma. Bounded variance."""
-    return (noisy - clean) / per_picture(sigma)
+def pull(clean: Tensor, direction: Tensor, scale: Tensor, metric: Literal["squared", "huber"] = "squared") -> Tensor:
+    """(B,) d(x0, stop(x0 + direction)) / scale: its gradient moves `clean` along `direction` and nothing else."""
+    error = clean - (clean + direction).detach()
+    distance = error.square() if metric == "squared" else (error.square() + HUBER**2).sqrt() - HUBER
+    return (distance / scale.detach()).mean((1, 2, 3))
 
 
-def bridge_target(start: Tensor, start_sigma: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-    """Exact denoising-score-matching velocity when `start` is the data: d/dsigma of the bridge.
+def importance_weight(mixed_noise: Tensor, fresh_noise: Tensor) -> Tensor:
+    """exp(-mean(mixed^2) / 2) / exp(-mean(fresh^2) / 2) (B,), kept in [1/20, 20]: TDM's tempered density ratio.
 
-    v = -x_u / (1 - u) + (n / b) (sigma + u^2 r / (1 - u)). Its variance grows as sigma / b towards `start_sigma`.
+    Corrects the anchored target for noise that is mixed from the trajectory's own and fresh noise.
     """
-    r, b = bridge_coefficients(start_sigma, sigma)
-    pull = (sigma + start_sigma.square() * r / (1 - start_sigma)) / b
-    return per_picture(pull) * noise - start / per_picture(1 - start_sigma)
+    exponent = 0.5 * (fresh_noise.square().mean((1, 2, 3)) - mixed_noise.square().mean((1, 2, 3)))
+    return exponent.exp().clamp(1 / 20, 20).detach()
 
 
-def draw_level(low: Tensor, high: Tensor, shift: float, generator: torch.Generator) -> Tensor:
-    """Noise levels (B,) uniform in unshifted time between `low` + gap and `high` - gap / 2, all given as levels."""
-    bottom = unshift_time(low, shift) + GAP
-    top = unshift_time(high, shift) - GAP / 2
-    u = torch.rand(low.shape, generator=generator)
-    return shift_time(bottom + (top - bottom).clamp_min(0) * u, shift)
+def constant(rewards: Tensor, group: int) -> Tensor:
+    """True (B,) where all rewards of the group are alike, up to rounding: such a group teaches nothing."""
+    grouped = rewards.view(-1, group)
+    spread = grouped.amax(1) - grouped.amin(1)
+    return (spread <= ROUNDING * grouped.abs().amax(1)).repeat_interleave(group)
 
 
-def generator_direction(
-    clean: Tensor, teacher: Tensor, teacher_away: Tensor, fake: Tensor, guidance: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The two directions of TDM's generator gradient in clean space, and their scale.
+def centred(rewards: Tensor, group: int) -> Tensor:
+    """Rewards (B,) minus their group's mean; sums to zero in every group, so log Z cancels (DGPO section 3)."""
+    grouped = rewards.view(-1, group)
+    found = (grouped - grouped.mean(1, keepdim=True)).reshape(-1)
+    return torch.where(constant(rewards, group), 0.0, found)
 
-    KL: teacher - fake (reverse KL, TDM eq. 8). Guidance as its own term: (w - 1) (teacher - unconditional teacher).
-    Scale: per-picture mean |clean - guided teacher| (DMD's normaliser), (B, 1, 1, 1).
+
+def group_std(rewards: Tensor, group: int) -> Tensor:
+    """Standard deviation of each picture's group (B,)."""
+    return rewards.view(-1, group).std(1, correction=0).repeat_interleave(group)
+
+
+def advantages(rewards: Tensor, group: int, std: Tensor) -> Tensor:
+    """A = (r - group mean) / std (B,), clipped to +-5. `std` is the group's or the whole batch's (DGPO, TDM-R1)."""
+    return (centred(rewards, group) / (std + MIN_STD)).clamp(-MAX_ADVANTAGE, MAX_ADVANTAGE)
+
+
+def binarised(values: Tensor, group: int) -> Tensor:
+    """Only the side counts: +-1 per picture above or not above its group's mean, centred so that log Z cancels."""
+    side = torch.where(centred(values, group) > 0, 1.0, -1.0).to(values.dtype)
+    return torch.where(constant(values, group), 0.0, centred(side, group))
+
+
+def group_weight(advantage: Tensor, error: Tensor, reference_error: Tensor, beta: float, group: int) -> Tensor:
+    """W = sigmoid(beta / G sum_i A_i (d_i - d_ref_i)) (B,), one value a group, detached (DGPO; TDM-R1 eq. 9).
+
+    The derivative of -log sigmoid(-beta / G sum A D) is W beta / G A: `beta` sharpens W and the caller drops it as a
+    factor. 1/2 is undecided; towards 0 the group is already told apart as the rewards want it.
     """
-    kl = teacher - fake
-    guide = (guidance - 1.0) * (teacher - teacher_away)
-    scale = (clean - teacher - guide).abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-6)
-    return kl, guide, scale
+    logits = (advantage * (error - reference_error)).detach().view(-1, group).mean(1)
+    return torch.sigmoid(beta * logits).repeat_interleave(group)
 
 
-def generator_loss(clean: Tensor, direction: Tensor, scale: Tensor) -> Tensor:
-    """|x0 - stop(x0 + direction)|^2 / scale: its gradient moves `clean` along `direction`; nothing else gets one."""
-    goal = (clean + direction).detach()
-    return ((clean - goal).square() / scale.detach()).mean()
+def old_clip(advantage: Tensor, error: Tensor, old_error: Tensor, clip: float) -> Tensor:
+    """True (B,) where exp(d_old - d) has left 1 +- clip on the wanted side: no further step (PPO; DGPO's code)."""
+    ratio = (old_error - error).detach().exp()
+    return torch.where(advantage > 0, ratio > 1 + clip, ratio < 1 - clip)
+
+
+def drift_clip(
+    advantage: Tensor, error: Tensor, base_error: Tensor, drift: Tensor, threshold: float, group: int
+) -> Tensor:
+    """True (B,) where the group's drift from the base is over `threshold` and the picture has moved as wanted.
+
+    `drift` (B,) is the mean squared distance of surrogate and base outputs. Official TDM-R1 takes the mean over the
+    batch; over the group it does not depend on how groups are spread over processes.
+    """
+    far = drift.detach().view(-1, group).mean(1).repeat_interleave(group) > threshold
+    moved = torch.where(advantage > 0, error < base_error, error > base_error).detach()
+    return far & moved
+
+
+def preference_loss(advantage: Tensor, weight: Tensor, error: Tensor, clipped: Tensor) -> Tensor:
+    """(B,) W A d: gradient descent denoises what is above its group's mean better, the rest worse (DGPO, TDM-R1).
+
+    A clipped picture keeps its value in the log and loses its gradient.
+    """
+    kept = torch.where(clipped, error.detach(), error)
+    return weight.detach() * advantage.detach() * kept

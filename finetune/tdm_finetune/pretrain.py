@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,21 @@ import torch
 from diffusers import ZImageTransformer2DModel
 from torch import Tensor, nn
 
+from tdm_finetune import scenes
 from tdm_finetune.cache import Cache, Frozen
 from tdm_finetune.ema import Ema
-from tdm_finetune.evaluate import quick_scores
-from tdm_finetune.losses import shift_time
-from tdm_finetune.roles import VelocityNet
+from tdm_finetune.paint import paint, quick_scores, sheet
+from tdm_finetune.process import Flow
 from tdm_finetune.run import Run, finished, seed_everything, trapezoid
+from tdm_finetune.zimage import VelocityNet, ZImageTrainee
 from tdm_serve.config import at_least, multiple_of, positive
 from tdm_serve.errors import ConfigError
 from tdm_serve.models.families.zimage_denoiser import PATCH_KEY, TEXT_MULTIPLE, ZImageDenoiser
 from tdm_serve.models.quiet import quiet_bars
-from tdm_serve.sampling import plan
 
 logger = logging.getLogger(__name__)
+
+SCORED_PROMPTS = 70
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,7 @@ def _copy_weights(start: Path, transformer: ZImageTransformer2DModel) -> None:
 def draw_sigma(batch: int, shift: float, generator: torch.Generator) -> Tensor:
     """Logit-normal noise levels (B,) under the sampler's shift (Esser et al. 2024, section 3.1)."""
     u = torch.sigmoid(torch.randn(batch, generator=generator))
-    return shift_time(u, shift)
+    return Flow(shift).shifted(u)
 
 
 def flow_matching_loss(predicted: Tensor, clean: Tensor, noise: Tensor) -> Tensor:
@@ -224,13 +227,17 @@ def train(config: PretrainConfig) -> Path:
 
 def score(teacher: Teacher, frozen: Frozen, run: Run) -> None:
     """Logs the averaged teacher's scores on a few validation prompts at 12 guided steps, and saves a sheet."""
+    trainee = ZImageTrainee(
+        teacher.transformer,
+        frozen,
+        shift=teacher.config.shift,
+        picture_size=(scenes.SIZE, scenes.SIZE),
+        text_tokens=teacher.config.text_tokens,
+    )
+    prompts = list(islice(trainee.prompts("val", 0), SCORED_PROMPTS))
     with teacher.ema.applied():
-        scores = quick_scores(
-            teacher.denoiser,
-            frozen,
-            plan("euler", 12, teacher.config.shift),
-            guidance=3.0,
-            sheet=run.folder / "sheet.png",
-        )
+        pictures = paint(trainee, trainee.base, [prompt.text for prompt in prompts], nfe=12, guidance=3.0)
+    run.picture("sheet", sheet(pictures, 7))
+    scores = quick_scores(trainee, prompts, pictures, 1)
     run.log({f"val_{name}": value for name, value in scores.items()})
     logger.info("step %d: %s", run.step, scores)

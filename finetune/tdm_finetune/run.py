@@ -9,12 +9,15 @@ import os
 import random
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from tqdm import tqdm
 
 from tdm_serve.errors import CheckpointError, ConfigError, OutputError
@@ -26,13 +29,20 @@ logger = logging.getLogger(__name__)
 STATE_FILE = "state.pt"
 LOG_FILE = "log.jsonl"
 CONFIG_FILE = "config.json"
+VERSION_FILE = "version.json"  # what a distillation run says of its adapter, for the checkpoint's manifest
+BOARD_FOLDER = "tensorboard"
 
 
 class Run:
-    """One trainer's folder. Everything that a resumed run needs is in `state.pt`, written beside and renamed."""
+    """One trainer's folder. Everything that a resumed run needs is in `state.pt`, written beside and renamed.
 
-    def __init__(self, folder: Path, config: Any, *, total_steps: int, every: int = 50) -> None:
-        self.folder = folder
+    Of several processes one `leads`; the others read the state and write nothing.
+    """
+
+    def __init__(
+        self, folder: Path, config: Any, *, total_steps: int, every: int = 50, leads: bool = True, board: bool = False
+    ) -> None:
+        self.folder, self.leads = folder, leads
         self.config = as_json(config)
         self.total_steps = total_steps
         self.every = every
@@ -40,9 +50,11 @@ class Run:
         self._elapsed_before_s = 0.0
         self._started = time.perf_counter()
         self._sums: dict[str, float] = {}
-        self._count = 0
-        self._guard_config()
-        self._bar = tqdm(total=total_steps, disable=not sys.stderr.isatty(), desc=folder.name)
+        self._counts: dict[str, int] = {}
+        if leads:
+            self._guard_config()
+        self._board: Any = _board(folder / BOARD_FOLDER) if board and leads else None
+        self._bar = tqdm(total=total_steps, disable=not (leads and sys.stderr.isatty()), desc=folder.name)
 
     def _guard_config(self) -> None:
         path = self.folder / CONFIG_FILE
@@ -84,15 +96,20 @@ class Run:
         return state
 
     def save(self, **state: Any) -> None:
-        """Writes everything a resume needs; a crash leaves the previous state intact."""
+        """Writes everything a resume needs; a crash or a full disk leaves the previous state intact."""
+        if not self.leads:
+            return
+        whole = {"step": self.step, "elapsed_s": self.elapsed_s, "torch_rng": torch.get_rng_state(), **state}
         temporary = self.folder / f".{STATE_FILE}.{os.getpid()}"
-        with temporary.open("wb") as file:
-            torch.save(
-                {"step": self.step, "elapsed_s": self.elapsed_s, "torch_rng": torch.get_rng_state(), **state}, file
-            )
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.folder / STATE_FILE)
+        try:
+            _write_state(whole, temporary)
+            temporary.replace(self.folder / STATE_FILE)
+        except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
+            temporary.unlink(missing_ok=True)
+            raise OutputError(
+                f"the state at step {self.step} cannot be written to {self.folder}: {error}; "
+                f"the one before it is intact in {self.folder / STATE_FILE}"
+            ) from error
 
     def advance(self, scalars: Mapping[str, float]) -> None:
         """Counts one optimiser step and logs the mean of its scalars every `every` steps."""
@@ -100,22 +117,66 @@ class Run:
         self._bar.update()
         for name, value in scalars.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
-        self._count += 1
+            self._counts[name] = self._counts.get(name, 0) + 1
         if self.step % self.every == 0 or self.step == self.total_steps:
-            means = {name: value / self._count for name, value in self._sums.items()}
-            self._sums, self._count = {}, 0
+            means = {name: value / self._counts[name] for name, value in self._sums.items()}
+            self._sums, self._counts = {}, {}
             self._bar.set_postfix({name: f"{value:.4f}" for name, value in means.items()})
             self.log(means)
 
     def log(self, values: Mapping[str, Any]) -> None:
-        """One JSON line; floats are kept to six digits."""
+        """One JSON line, floats to six digits; numbers also as TensorBoard scalars."""
+        if not self.leads:
+            return
         row: dict[str, Any] = {"step": self.step, "elapsed_s": round(self.elapsed_s, 1)}
         row |= {name: round(v, 6) if isinstance(v, float) else v for name, v in values.items()}
-        with (self.folder / LOG_FILE).open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        with self._writing():
+            with (self.folder / LOG_FILE).open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            if self._board is not None:
+                for name, value in values.items():
+                    if isinstance(value, int | float):
+                        self._board.add_scalar(name, value, self.step)
+
+    def picture(self, name: str, sheet: NDArray[np.uint8]) -> None:
+        """A contact sheet (H, W, 3): `name.png` in the folder, and TensorBoard's history of it."""
+        if not self.leads:
+            return
+        with self._writing():
+            Image.fromarray(sheet).save(self.folder / f"{name}.png")
+            if self._board is not None:
+                self._board.add_image(name, sheet, self.step, dataformats="HWC")
+
+    @contextmanager
+    def _writing(self) -> Generator[None]:
+        """A full disk may show in any of the files first."""
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(
+                f"cannot write to the run folder {self.folder}: {error.strerror or error}; the last state is intact"
+            ) from error
 
     def close(self) -> None:
         self._bar.close()
+        if self._board is not None:
+            try:
+                self._board.close()
+            except OSError as error:  # this may be the way out from a clearer error
+                logger.warning("the last TensorBoard events of %s are lost: %s", self.folder, error)
+
+
+def _board(folder: Path) -> Any:
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+    return SummaryWriter(str(folder))
+
+
+def _write_state(state: Mapping[str, Any], path: Path) -> None:
+    with path.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def as_json(config: Any) -> dict[str, Any]:

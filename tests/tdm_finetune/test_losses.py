@@ -1,11 +1,16 @@
-"""TDM's targets against closed forms in float64."""
+"""The losses of TDM and TDM-R1 against closed forms, in float64."""
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
+from torch import Tensor
 
 from tdm_finetune import losses
+
+GROUP = 6
 
 
 @pytest.fixture
@@ -13,107 +18,167 @@ def random() -> torch.Generator:
     return torch.Generator().manual_seed(4)
 
 
-def levels(random: torch.Generator, n: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pairs of noise levels with a gap, in float64."""
-    low = torch.rand(n, generator=random, dtype=torch.float64) * 0.9
-    return low, low + (0.99 - low) * (0.05 + 0.95 * torch.rand(n, generator=random, dtype=torch.float64))
+def normal(random: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=random, dtype=torch.float64)
 
 
-def test_the_bridge_keeps_the_forward_marginal(random: torch.Generator) -> None:
-    """Noising data to u and then bridging to sigma has signal 1 - sigma and noise variance sigma squared."""
-    low, high = levels(random)
-    r, b = losses.bridge_coefficients(low, high)
-    assert torch.allclose(r * (1 - low), 1 - high)
-    assert torch.allclose((r * low).square() + b.square(), high.square())
-
-
-def test_the_bridge_target_is_the_bridges_derivative(random: torch.Generator) -> None:
-    low, high = levels(random)
-    start = torch.randn(64, 4, 3, 3, generator=random, dtype=torch.float64)
-    noise = torch.randn(start.shape, generator=random, dtype=torch.float64)
-    step = 1e-6
-    after = losses.bridge(start, low, high + step, noise)
-    before = losses.bridge(start, low, high - step, noise)
-    target = losses.bridge_target(start, low, high, noise)
-    assert torch.allclose((after - before) / (2 * step), target, rtol=1e-5, atol=1e-5)
-
-
-def test_both_targets_agree_on_the_last_step(random: torch.Generator) -> None:
-    """From clean data the bridge is ordinary noising, and both targets are noise - clean."""
-    clean = torch.randn(8, 4, 3, 3, generator=random, dtype=torch.float64)
-    noise = torch.randn(clean.shape, generator=random, dtype=torch.float64)
-    zero, tau = torch.zeros(8, dtype=torch.float64), torch.rand(8, generator=random, dtype=torch.float64) * 0.9 + 0.05
-    noisy = losses.bridge(clean, zero, tau, noise)
-    assert torch.allclose(losses.bridge_target(clean, zero, tau, noise), noise - clean)
-    assert torch.allclose(losses.anchored_target(noisy, tau, clean), noise - clean)
-
-
-def test_the_bridge_target_recovers_the_true_score(random: torch.Generator) -> None:
-    """Regressing it on x gives the Gaussian's score even where the boundary's noise follows from its clean part."""
-    n, low, tau = 400_000, 0.5, 0.8
-    clean = torch.randn(n, 1, 1, 1, generator=random, dtype=torch.float64)
-    start = (1 - low) * clean + low * clean  # a deterministic step: its "noise" equals its clean prediction
-    noise = torch.randn(n, 1, 1, 1, generator=random, dtype=torch.float64)
-    u, s = torch.full((n,), low, dtype=torch.float64), torch.full((n,), tau, dtype=torch.float64)
-    noisy = losses.bridge(start, u, s, noise)
-    r, b = losses.bridge_coefficients(u[:1], s[:1])
-    exact = -1.0 / float(r.square() + b.square())  # score of N(0, r^2 + b^2) is this times x
-
-    def score_slope(target: torch.Tensor) -> float:
-        velocity = float((target * noisy).sum() / noisy.square().sum())
-        return -(1 + (1 - tau) * velocity) / tau  # eps = x + (1 - sigma) v, score = -eps / sigma
-
-    assert score_slope(losses.bridge_target(start, u, s, noise)) == pytest.approx(exact, rel=0.02)
-    # the anchored target's regression in closed form: another slope, the bias that buys its bounded variance
-    anchored = -(1 + (1 - tau) * (1 + exact * float(r)) / tau) / tau
-    assert score_slope(losses.anchored_target(noisy, s, clean)) == pytest.approx(anchored, rel=0.01)
-    assert abs(anchored - exact) > 0.05 * abs(exact)
-
-
-def test_shift_and_its_inverse() -> None:
-    u = torch.linspace(0, 1, 11, dtype=torch.float64)
-    assert torch.allclose(losses.unshift_time(losses.shift_time(u, 3.0), 3.0), u)
-    assert losses.shift_time(torch.tensor(0.75), 3.0).item() == pytest.approx(0.9)
-
-
-def test_levels_stay_inside_their_interval(random: torch.Generator) -> None:
-    low = torch.tensor([0.9, 0.75, 0.5, 0.0]).repeat(500)
-    high = torch.tensor([1.0, 0.9, 0.75, 0.5]).repeat(500)
-    drawn = losses.draw_level(low, high, 3.0, random)
-    assert (drawn > low).all() and (drawn < high).all()
-    shared = losses.draw_level(low, torch.ones_like(low), 3.0, random)
-    assert (shared > low).all() and (shared < 1.0).all()
-    assert shared[3::4].std() > 0.2
-
-
-def test_the_generator_moves_along_the_direction_and_nothing_else_does(random: torch.Generator) -> None:
-    clean = torch.randn(3, 4, 2, 2, generator=random, requires_grad=True)
-    others = [torch.randn(3, 4, 2, 2, generator=random, requires_grad=True) for _ in range(3)]
-    kl, guide, scale = losses.generator_direction(clean, *others, guidance=3.0)
-    losses.generator_loss(clean, kl + guide, scale).backward()
+def test_the_pull_moves_along_the_direction_and_nothing_else(random: torch.Generator) -> None:
+    clean, teacher, away, fake = (normal(random, 3, 4, 2, 2).requires_grad_() for _ in range(4))
+    direction = losses.kl_direction(teacher, fake) + losses.guidance_direction(teacher, away, 3.0)
+    scale = losses.scale_of(clean, teacher)
+    losses.pull(clean, direction, scale).mean().backward()
     assert clean.grad is not None
-    expected = -2 * (kl + guide) / scale / clean.numel()
-    assert torch.allclose(clean.grad, expected.detach(), atol=1e-6)
-    assert all(other.grad is None for other in others)
+    assert torch.allclose(clean.grad, -2 * direction / scale / clean.numel())
+    assert all(other.grad is None for other in (teacher, away, fake))
 
 
-def test_no_gradient_where_the_fake_score_equals_an_unguided_teacher(random: torch.Generator) -> None:
-    clean, teacher, away = (torch.randn(3, 4, 2, 2, generator=random) for _ in range(3))
-    kl, guide, _ = losses.generator_direction(clean, teacher, away, teacher, guidance=1.0)
-    assert not kl.any() and not guide.any()
+def test_the_huber_pull_is_linear_far_away_and_quadratic_near(random: torch.Generator) -> None:
+    clean, scale = torch.zeros(1, 1, 1, 1, dtype=torch.float64), torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    for size, expected in ((1.0, 1.0 - losses.HUBER), (1e-5, 0.5 * 1e-10 / losses.HUBER)):
+        assert float(losses.pull(clean, torch.full_like(clean, size), scale, "huber")) == pytest.approx(expected, 1e-3)
+
+
+def test_no_direction_where_the_fake_score_equals_an_unguided_teacher(random: torch.Generator) -> None:
+    teacher, away = normal(random, 3, 4, 2, 2), normal(random, 3, 4, 2, 2)
+    assert not losses.kl_direction(teacher, teacher).any()
+    assert not losses.guidance_direction(teacher, away, 1.0).any()
 
 
 def test_the_kl_direction_of_gaussians(random: torch.Generator) -> None:
-    """Teacher N(m, 1), student N(0, 1): the clean-space direction points to m with the score difference's length."""
-    mean, tau = 0.7, torch.full((6,), 0.6, dtype=torch.float64)
-    noisy = torch.randn(6, 1, 1, 1, generator=random, dtype=torch.float64)
-    s, a = 0.6, 0.4
+    """Teacher N(m, 1), student N(0, 1): the direction is s^2 / a times the difference of their exact scores."""
+    mean, a, s = 0.7, 0.4, 0.6
+    noisy = normal(random, 6, 1, 1, 1)
     variance = a * a + s * s
 
-    def clean_estimate(centre: float) -> torch.Tensor:
-        score = -(noisy - a * centre) / variance
-        return (noisy + s * s * score) / a  # Tweedie
+    def clean_estimate(centre: float) -> Tensor:
+        return (noisy - s * s * (noisy - a * centre) / variance) / a  # Tweedie
 
-    kl, _, _ = losses.generator_direction(noisy, clean_estimate(mean), noisy, clean_estimate(0.0), guidance=1.0)
+    kl = losses.kl_direction(clean_estimate(mean), clean_estimate(0.0))
     assert torch.allclose(kl, torch.full_like(kl, s * s * mean / variance))
-    assert tau.shape == (6,)
+
+
+def test_following_the_kl_direction_descends_the_exact_kl() -> None:
+    """For N(mu, 1) against N(m, 1), the KL at the noised level is (a (mu - m))^2 / 2 / variance: mu goes to m."""
+    a, s, m = 0.4, 0.6, -0.8
+    variance = a * a + s * s
+    mu = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
+    random = torch.Generator().manual_seed(0)
+    exact: list[float] = []
+    for _ in range(60):
+        exact.append(float((a * (mu.detach() - m)) ** 2 / 2 / variance))
+        clean = mu + torch.randn(256, 1, 1, 1, generator=random, dtype=torch.float64)
+        noisy = a * clean.detach() + s * torch.randn(256, 1, 1, 1, generator=random, dtype=torch.float64)
+        teacher = (noisy - s * s * (noisy - a * m) / variance) / a
+        fake = (noisy - s * s * (noisy - a * mu.detach()) / variance) / a
+        unit = torch.ones(256, 1, 1, 1, dtype=torch.float64)
+        loss = losses.pull(clean, losses.kl_direction(teacher, fake), unit).mean()
+        (gradient,) = torch.autograd.grad(loss, mu)
+        with torch.no_grad():
+            mu -= 0.05 * gradient
+    assert exact[-1] < 0.01 * exact[0]
+    assert all(later <= earlier for earlier, later in pairwise(exact))
+
+
+def test_the_reward_direction_is_the_surrogates_lead_over_its_reference(random: torch.Generator) -> None:
+    surrogate, away, reference = (normal(random, 2, 4, 2, 2) for _ in range(3))
+    assert torch.allclose(losses.reward_direction(surrogate, away, reference, 1.0), surrogate - reference)
+    guided = losses.reward_direction(surrogate, away, reference, 2.5)
+    assert torch.allclose(guided, (surrogate - reference) + 1.5 * (surrogate - away))
+
+
+def test_advantages_sum_to_zero_so_log_z_cancels(random: torch.Generator) -> None:
+    """Adding any number to a group's rewards, as log Z(c) would, changes nothing."""
+    rewards = normal(random, 4 * GROUP)
+    own = losses.group_std(rewards, GROUP)
+    found = losses.advantages(rewards, GROUP, own)
+    assert torch.allclose(found.view(4, GROUP).sum(1), torch.zeros(4, dtype=torch.float64), atol=1e-9)
+    shifted = rewards + normal(random, 4).repeat_interleave(GROUP)
+    assert torch.allclose(losses.advantages(shifted, GROUP, losses.group_std(shifted, GROUP)), found)
+
+
+def test_advantages_are_clipped() -> None:
+    rewards = torch.zeros(64)
+    rewards[0] = 1.0
+    found = losses.advantages(rewards, 64, losses.group_std(rewards, 64))
+    assert float(found[0]) == losses.MAX_ADVANTAGE
+
+
+def test_a_constant_group_has_no_advantage() -> None:
+    rewards = torch.tensor([0.5] * GROUP + [0.0, 1.0] * (GROUP // 2))
+    for std in (losses.group_std(rewards, GROUP), rewards.std()):
+        found = losses.advantages(rewards, GROUP, std)
+        assert not found[:GROUP].any() and found[GROUP:].all()
+
+
+def test_binarised_advantages_keep_only_the_side(random: torch.Generator) -> None:
+    values = torch.tensor([0.1, 0.2, 0.9, 0.95, 0.3, 0.0, 0.4, 0.4, 0.4, 0.4, 0.4, 0.4])
+    sides = losses.binarised(values, GROUP)
+    assert len(set(sides[:GROUP].tolist())) == 2
+    assert (sides[:GROUP] > 0).tolist() == [False, False, True, True, False, False]
+    assert float(sides[:GROUP].sum()) == pytest.approx(0, abs=1e-6)
+    assert not sides[GROUP:].any()
+    assert torch.equal(losses.binarised(values * 3 + 1, GROUP), sides)
+
+
+@pytest.mark.parametrize("beta", [0.3, 1.0, 10.0])
+def test_the_weighted_loss_has_the_gradient_of_minus_log_sigmoid(beta: float, random: torch.Generator) -> None:
+    """-log sigmoid(-beta / G sum A (d - d_ref)) has exactly beta times it: beta sharpens W, it scales no step."""
+    advantage = losses.centred(normal(random, 3 * GROUP), GROUP)
+    reference = normal(random, 3 * GROUP).abs()
+    error = normal(random, 3 * GROUP).abs().requires_grad_()
+    inner = (advantage * (error - reference)).view(3, GROUP).mean(1)
+    (exact,) = torch.autograd.grad(-torch.nn.functional.logsigmoid(-beta * inner).mean(), error)
+    weight = losses.group_weight(advantage, error, reference, beta, GROUP)
+    unclipped = torch.zeros(3 * GROUP, dtype=torch.bool)
+    (ours,) = torch.autograd.grad(losses.preference_loss(advantage, weight, error, unclipped).mean(), error)
+    assert torch.allclose(ours * beta, exact, rtol=1e-10)
+
+
+def test_a_constant_in_all_errors_of_a_group_cancels(random: torch.Generator) -> None:
+    """log Z(c) once more: it would enter every picture's implicit reward of a group alike."""
+    advantage = losses.centred(normal(random, GROUP), GROUP)
+    error, reference = normal(random, GROUP).abs(), normal(random, GROUP).abs()
+    weight = losses.group_weight(advantage, error, reference, 1.0, GROUP)
+    assert torch.allclose(losses.group_weight(advantage, error + 7.0, reference, 1.0, GROUP), weight)
+
+
+def test_an_undecided_group_weighs_one_half_and_a_decided_one_less(random: torch.Generator) -> None:
+    advantage = torch.tensor([1.0, -1.0])
+    same = torch.tensor([0.5, 0.5])
+    assert losses.group_weight(advantage, same, same, 1.0, 2).tolist() == [0.5, 0.5]
+    decided = torch.tensor([0.1, 0.9])  # the better picture is denoised better, the worse one worse
+    assert float(losses.group_weight(advantage, decided, same, 10.0, 2)[0]) < 0.05
+
+
+def test_the_old_clip_holds_only_what_has_moved_enough_as_wanted() -> None:
+    advantage = torch.tensor([1.0, 1.0, 1.0, -1.0, -1.0, -1.0])
+    error = torch.tensor([0.90, 0.9999, 1.1, 1.1, 1.0001, 0.9])
+    clipped = losses.old_clip(advantage, error, torch.ones(6), 1e-3)
+    assert clipped.tolist() == [True, False, False, True, False, False]
+
+
+def test_the_drift_clip_looks_at_the_groups_distance_and_the_pictures_side() -> None:
+    advantage = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    error, base = torch.tensor([0.5, 1.5, 1.5, 0.5]), torch.ones(4)
+    far, near = torch.full((4,), 0.06), torch.full((4,), 0.04)
+    assert losses.drift_clip(advantage, error, base, far, 0.05, 2).tolist() == [True, True, False, False]
+    assert not losses.drift_clip(advantage, error, base, near, 0.05, 2).any()
+    mixed = torch.tensor([0.0, 0.12, 0.0, 0.0])  # the first group's mean is over, the second's is not
+    assert losses.drift_clip(advantage, error, base, mixed, 0.05, 2).tolist() == [True, True, False, False]
+
+
+def test_a_clipped_picture_has_no_gradient(random: torch.Generator) -> None:
+    error = normal(random, 4).requires_grad_()
+    clipped = torch.tensor([True, False, True, False])
+    ones = torch.ones(4, dtype=torch.float64)
+    losses.preference_loss(ones, ones, error, clipped).sum().backward()
+    assert error.grad is not None and error.grad.tolist() == [0.0, 1.0, 0.0, 1.0]
+
+
+def test_the_importance_weight_is_a_tempered_ratio(random: torch.Generator) -> None:
+    fresh = normal(random, 5, 4, 8, 8)
+    assert torch.allclose(losses.importance_weight(fresh, fresh), torch.ones(5, dtype=torch.float64))
+    quieter = losses.importance_weight(0.5 * fresh, fresh)
+    expected = (0.5 * 0.75 * fresh.square().mean((1, 2, 3))).exp()
+    assert torch.allclose(quieter, expected)
+    assert float(losses.importance_weight(0 * fresh, 10 * fresh).max()) == 20

@@ -1,0 +1,80 @@
+"""Trains toys in a process of its own, or in several under torchrun: `python toy_driver.py PLAN.json`.
+
+A plan is a list of runs: {"method": "tdm" or "tdm-r1", "world": "toy" or "zimage", "config": {...}, "record": path}.
+Every update's scalars are added to the record, floats as hex digits, and an error's sentence in the end. With
+"kill_at" the process kills itself as `kill -9` does after so many updates.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tiny_zimage import TinyZImage
+from toy_trainee import r1_config, student, tdm_config
+
+from tdm_finetune.clock import PREFIX
+from tdm_finetune.fit import fit
+from tdm_finetune.rewards import RewardPool
+from tdm_finetune.run import Run
+from tdm_finetune.tdm import Distillation
+from tdm_finetune.tdm_r1 import Reinforcement
+from tdm_finetune.workers import Workers
+from tdm_serve.errors import TdmServeError
+
+Advance = Callable[[Run, Mapping[str, float]], None]
+
+
+def remembering(record: Path, kill_at: int | None = None) -> Advance:
+    """`Run.advance` with a record."""
+    advance = Run.advance
+
+    def remember(self: Run, scalars: Mapping[str, float]) -> None:
+        advance(self, scalars)
+        if self.leads:
+            row = {name: value.hex() for name, value in scalars.items() if not name.startswith(PREFIX)}
+            with record.open("a") as file:
+                file.write(json.dumps({"step": self.step, **row}) + "\n")
+        if self.step == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return remember
+
+
+def recorded(record: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in record.read_text().splitlines()]
+
+
+def train(task: Mapping[str, Any]) -> None:
+    settings: dict[str, Any] = dict(task["config"])
+    run = Path(settings.pop("run"))
+    trainee: Any = TinyZImage() if task.get("world") == "zimage" else None
+    if task["method"] == "tdm":
+        config = tdm_config(run, **settings)
+        fit(Distillation(config, student(config, trainee)), config, "tdm")
+    else:
+        config = r1_config(run, **settings)
+        fit(Reinforcement(config, student(config, trainee), RewardPool(config.reward)), config, "tdm-r1")
+
+
+def main(plan: Path) -> None:
+    advance = Run.advance
+    for task in json.loads(plan.read_text()):
+        record = Path(task["record"])
+        Run.advance = remembering(record, task.get("kill_at"))
+        try:
+            train(task)
+        except TdmServeError as error:
+            if Workers().leads:
+                record.write_text(json.dumps({"error": f"{type(error).__name__}: {error}"}) + "\n")
+        finally:
+            Run.advance = advance
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
