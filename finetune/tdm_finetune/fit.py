@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from tdm_finetune.learner import Guard
@@ -22,6 +23,7 @@ from tdm_finetune.run import VERSION_FILE, Run, as_json, seed_everything
 from tdm_finetune.student import Student, StudentConfig
 from tdm_finetune.trainee import Prompt, Trainee
 from tdm_finetune.workers import Workers
+from tdm_serve.errors import OutputError
 from tdm_serve.files import write_atomically
 from tdm_serve.machine import stamp
 
@@ -74,6 +76,7 @@ def fit(trainer: Trainer, config: StudentConfig, method: str) -> Path:
     seed_everything(config.seed)
     student = trainer.student
     workers = student.workers
+    next(trainer.prompts(config.seed + 1))  # a file or category that is of no use, before there is a run folder
     run = Run(config.run, config, total_steps=config.steps, every=10, leads=workers.leads, board=True)
     if (state := run.resume()) is not None:
         trainer.load(state)
@@ -129,8 +132,11 @@ def score(student: Student, run: Run) -> dict[str, float]:
 def save(student: Student, method: str, scores: Mapping[str, float]) -> None:
     """The adapter or the folder, and beside it what a checkpoint's manifest says of this version."""
     config, process = student.config, student.process
-    with student.average.applied():
-        student.generator.save(config.run)
+    try:
+        with student.average.applied():
+            student.generator.save(config.run)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"cannot write what was trained to {config.run}: {error}; resume to try again") from error
     version = {
         "description": f"{'Reinforced' if method == 'tdm-r1' else 'Distilled'} to {config.nfe} network evaluations "
         f"with {method.upper()}.",

@@ -53,7 +53,8 @@ class Run:
         self._counts: dict[str, int] = {}
         if leads:
             self._guard_config()
-        self._board: Any = _board(folder / BOARD_FOLDER) if board and leads else None
+        with self._writing():
+            self._board: Any = _board(folder / BOARD_FOLDER) if board and leads else None
         self._bar = tqdm(total=total_steps, disable=not (leads and sys.stderr.isatty()), desc=folder.name)
 
     def _guard_config(self) -> None:

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from tdm_finetune.assemble import ADAPTER_FILE, VERSION_FILE, AssembleConfig, assemble
-from tdm_finetune.roles import Lora, targets
+from tdm_finetune.assemble import AssembleConfig, assemble
+from tdm_finetune.roles import ADAPTER_FILE, Roles
+from tdm_finetune.run import VERSION_FILE
+from tdm_finetune.zimage import ZImageTrainee
 from tdm_serve import Pipeline
 from tdm_serve.errors import CheckpointError, OutputError
 from tdm_serve.models.catalog import EMBEDDED, resolve
-from tdm_serve.models.families.zimage import load_transformer
-from tdm_serve.models.families.zimage_denoiser import ZImageDenoiser
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +27,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> AssembleConfig:
     for run, parts in {"vae": ["vae"], "text": ["text_encoder", "tokenizer"], "pretrain": ["transformer"]}.items():
         for part in parts:
             shutil.copytree(EMBEDDED / part, folder / run / part)
-    transformer = load_transformer(resolve("default-teacher"))
-    lora = Lora(targets(transformer, ZImageDenoiser(transformer)), 4, 8.0, torch.Generator().manual_seed(3))
-    for parameter in lora.parameters:
+    roles = Roles(ZImageTrainee.load("default-teacher", text_tokens=32), 4, 8.0)
+    role = roles.new(torch.Generator().manual_seed(3))
+    for parameter in role.parameters:
         torch.nn.init.normal_(parameter.data, std=0.05, generator=torch.Generator().manual_seed(4))
     (folder / "tdm").mkdir()
-    lora.save(folder / "tdm" / ADAPTER_FILE)
+    role.save(folder / "tdm")
     version = {"description": "two steps", "sampler": "euler", "shift": 3.0, "sigmas": [1.0, 0.75], "guidance": 1.0}
     (folder / "tdm" / VERSION_FILE).write_text(json.dumps(version))
     for run in ("vae", "text", "pretrain", "tdm"):
@@ -57,6 +57,17 @@ def test_the_parts_become_a_checkpoint(runs: AssembleConfig, pipeline: Pipeline,
         assert str(runs.output.parent) not in path.read_text(), path  # where it was trained stays there
     assert json.loads((folder / "training" / "vae" / "config.json").read_text())["config"] == {"run": "vae", "steps": 3}
     assert all(path.stat().st_mode & 0o044 == 0o044 for path in folder.rglob("*"))  # readable by everybody
+
+
+def test_a_reinforced_version_is_the_default_beside_the_distilled_one(runs: AssembleConfig, tmp_path: Path) -> None:
+    reinforced = Path(shutil.copytree(runs.tdm or "", tmp_path / "tdm-r1"))
+    config = {"config": {"run": "runs/tdm-r1", "start": str(runs.tdm)}}
+    (reinforced / "config.json").write_text(json.dumps(config))
+    folder = assemble(replace(runs, output=tmp_path / "out", tdm_r1=reinforced))
+    assert resolve(folder).version == "tdm-r1"
+    assert resolve(f"{folder}@tdm").adapter == folder / "adapters" / "tdm.safetensors"
+    # the run it started from is a stage of its own, so its record is there once
+    assert sorted(path.name for path in (folder / "training" / "tdm-r1").iterdir()) == ["config.json", "log.jsonl"]
 
 
 def test_without_a_distillation_the_teacher_is_the_default(runs: AssembleConfig, tmp_path: Path) -> None:

@@ -8,19 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from tdm_finetune.cache import Frozen
+from tdm_finetune.fit import make_student
 from tdm_finetune.pretrain import PretrainConfig
-from tdm_finetune.roles import Lora, targets
+from tdm_finetune.roles import ADAPTER_FILE
 from tdm_finetune.run import Run
 from tdm_finetune.tdm import Distillation, TdmConfig
 from tdm_finetune.text import TextConfig
 from tdm_finetune.vae import VaeConfig
 from tdm_serve.errors import CheckpointError, ConfigError, OutputError, UnknownModel
-from tdm_serve.models.catalog import EMBEDDED, resolve
-from tdm_serve.models.families.zimage import load_transformer
-from tdm_serve.models.families.zimage_denoiser import ZImageDenoiser
+from tdm_serve.models.catalog import EMBEDDED
 from tdm_serve.models.spec import MANIFEST
 
 
@@ -28,12 +26,10 @@ from tdm_serve.models.spec import MANIFEST
 def with_adapter(tmp_path: Path) -> Path:
     """A checkpoint whose version `tdm`, its default, is an adapter."""
     folder = Path(shutil.copytree(EMBEDDED, tmp_path / "checkpoint"))
-    transformer = load_transformer(resolve("default-teacher"))
-    (folder / "adapters").mkdir(exist_ok=True)
-    where = targets(transformer, ZImageDenoiser(transformer))
-    Lora(where, 2, 2.0, torch.Generator()).save(folder / "adapters" / "tdm.safetensors")
+    config = TdmConfig(run=tmp_path, checkpoint="default-teacher", rank=2, alpha=2.0)
+    make_student(config).generator.save(folder)
     manifest = json.loads((folder / MANIFEST).read_text())
-    manifest["versions"]["tdm"]["adapter"] = "adapters/tdm.safetensors"
+    manifest["versions"]["tdm"]["adapter"] = ADAPTER_FILE
     (folder / MANIFEST).write_text(json.dumps(manifest | {"default": "tdm"}))
     return folder
 
@@ -57,12 +53,6 @@ OUT_OF_RANGE = [
     (PretrainConfig, "text_tokens", 40),
     (PretrainConfig, "heads", 3),
     (PretrainConfig, "width", 40),
-    (TdmConfig, "nfe", 0),
-    (TdmConfig, "batch", 0),
-    (TdmConfig, "rank", 0),
-    (TdmConfig, "guidance", -0.5),
-    (TdmConfig, "generator_rate", -1e-4),
-    (TdmConfig, "text_tokens", 0),
 ]
 
 
@@ -77,9 +67,18 @@ def test_settings_out_of_range(cls: type, field: str, value: object) -> None:
     [
         (["tdm", "--nfe", "0"], ["TdmConfig", "nfe is 0", "at least 1"]),
         (["tdm", "--guidance", "-1"], ["guidance is -1.0", "at least 0"]),
-        (["tdm", "--interval", "wide"], ["'wide'", "'separate' or 'shared'"]),
+        (["tdm", "--interval", "wide"], ["'wide'", "'shared' or 'separate'"]),
         (["tdm", "--checkpoint", "no-such-model"], ["'no-such-model'", "default-teacher"]),
         (["tdm", "--checkpoint", "."], ["tdm_serve.json"]),
+        (["tdm", "--seed", "-1"], ["seed is -1", "at least 0"]),
+        (["tdm-r1", "--group", "1"], ["TdmR1Config", "group is 1", "at least 2"]),
+        (["tdm-r1", "--micro-batch", "24"], ["micro_batch is 24", "whole groups of 16"]),
+        (["tdm-r1", "--reward", "beauty"], ["'beauty' is unknown", "scenes-strict"]),
+        (["tdm-r1", "--rank", "0"], ["rank is 0", "full weights", "a LoRA"]),
+        (["tdm-r1", "--start", "nowhere"], ["nowhere/state.pt is missing", "tdm-serve finetune tdm"]),
+        (["tdm-r1", "--surrogate", "nowhere"], ["nowhere/state.pt is missing", "tdm-serve finetune tdm-r1"]),
+        (["tdm-r1", "--prompts", "nowhere.txt"], ["nowhere.txt cannot be read"]),
+        (["tdm-r1", "--config", "no-such"], ["'no-such' is neither", "geneval"]),
         (["pretrain"], ["runs/vae/vae is missing", "tdm-serve finetune vae"]),
         (["assemble"], ["runs/vae/vae is missing", "tdm-serve finetune vae"]),
         (["vae", "--config", "no-such.toml"], ["no-such.toml"]),
@@ -110,8 +109,13 @@ def test_a_run_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 def test_only_a_base_is_distilled(tmp_path: Path, with_adapter: Path) -> None:
     """An adapter is trained against the base's weights, so fusing another one into them first would spoil it."""
-    with pytest.raises(ConfigError, match="version 'tdm', an adapter on a base"):
-        Distillation(TdmConfig(run=tmp_path, checkpoint=str(with_adapter)))
+
+    def distillation(checkpoint: str) -> Distillation:
+        config = TdmConfig(run=tmp_path, checkpoint=checkpoint, rank=2, alpha=2.0)
+        return Distillation(config, make_student(config))
+
+    with pytest.raises(ConfigError, match=r"is an adapter on a base; .* FOLDER@teacher"):
+        distillation(str(with_adapter))
     with pytest.raises(UnknownModel):
-        Distillation(TdmConfig(run=tmp_path, checkpoint="no-such-model"))
-    assert Distillation(TdmConfig(run=tmp_path, checkpoint=f"{with_adapter}@teacher", rank=2)).shift == 3.0
+        distillation("no-such-model")
+    assert distillation(f"{with_adapter}@teacher").student.process.levels(4)[1] == pytest.approx(0.9)

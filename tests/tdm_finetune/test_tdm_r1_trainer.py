@@ -113,7 +113,8 @@ def test_micro_batches_change_nothing(micro_batch: int, values: dict[str, Any]) 
 
 @pytest.mark.parametrize("frozen", ["generator", "fake", "surrogate"])
 def test_a_rate_of_zero_freezes_a_role_exactly(frozen: str) -> None:
-    trainer = made(weight_decay=0.1, **{f"{frozen}_rate": 0.0})
+    rate: dict[str, Any] = {f"{frozen}_rate": 0.0}
+    trainer = made(weight_decay=0.1, **rate)
     before = {name: bits(role.parameters) for name, role in roles_of(trainer).items()}
     scalars = step(trainer, 3)
     for name, role in roles_of(trainer).items():

@@ -1,4 +1,7 @@
-"""The trainers through the real command line, tiny: they learn, they resume bit for bit, their output is served."""
+"""The trainers through the real command line, tiny: they learn, they resume bit for bit, their output is served.
+
+What TDM and TDM-R1 do inside is tested on a toy: test_student.py, test_tdm_trainer.py and those beside them.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tdm_finetune.tdm import Distillation, TdmConfig, train
 from tdm_serve import Pipeline
-from tdm_serve.errors import CheckpointError
 from tdm_serve.models.catalog import EMBEDDED
 
 Cli = Callable[..., CompletedProcess[str]]
@@ -29,7 +29,9 @@ TINY = {
     "text": "--steps 12 --batch 16 --save-every 6 --width 32 --vocabulary 400",
     "pretrain": "--steps 6 --decay-steps 2 --batch 8 --scenes 16 --width 48 --heads 2 --layers 1 --save-every 3 "
     "--score-every 6",
-    "tdm": "--steps 4 --decay-steps 2 --batch 4 --rank 4 --save-every 2 --score-every 4",
+    "tdm": "--steps 4 --decay-steps 2 --batch 4 --rank 4 --save-every 2 --score-every 4 --score-prompts 5",
+    "tdm-r1": "--steps 4 --decay-steps 2 --groups 2 --group 4 --rank 4 --save-every 2 --score-every 4 "
+    "--score-prompts 5 --fake-warmup 1 --reward scenes:1.0,jpeg:0.1",
 }
 
 
@@ -52,12 +54,18 @@ def test_from_nothing_to_a_served_four_step_checkpoint(cli: Cli, tmp_path: Path)
         finetune(cli, stage, tmp_path)
     finetune(cli, "assemble", tmp_path, "--output", "runs/base")
     finetune(cli, "tdm", tmp_path, "--checkpoint", "runs/base")
-    finetune(cli, "assemble", tmp_path, "--output", "runs/checkpoint", "--tdm", "runs/tdm")
+    finetune(cli, "assemble", tmp_path, "--output", "runs/distilled", "--tdm", "runs/tdm")
+    finetune(cli, "tdm-r1", tmp_path, "--checkpoint", "runs/distilled")
+    both = ["--tdm", "runs/tdm", "--tdm-r1", "runs/tdm-r1"]
+    finetune(cli, "assemble", tmp_path, "--output", "runs/checkpoint", *both)
     checkpoint = tmp_path / "runs" / "checkpoint"
-    four = Pipeline.from_pretrained(checkpoint)
-    assert four("a red star", seed=1)[0].nfe == 4
+    four, distilled = Pipeline.from_pretrained(checkpoint), Pipeline.from_pretrained(f"{checkpoint}@tdm")
+    pictures = [version("a red star", seed=1)[0] for version in (four, distilled)]
+    assert [picture.nfe for picture in pictures] == [4, 4]
     assert Pipeline.from_pretrained(f"{checkpoint}@teacher").info.nfe == 50
-    for stage in ("vae", "text", "pretrain", "tdm"):
+    first, second = (load_file(checkpoint / "adapters" / f"{name}.safetensors") for name in ("tdm", "tdm-r1"))
+    assert first.keys() == second.keys() and not all(torch.equal(first[name], second[name]) for name in first)
+    for stage in ("vae", "text", "pretrain", "tdm", "tdm-r1"):
         assert json.loads((checkpoint / "training" / stage / "config.json").read_text())["machine"]["versions"]["torch"]
         assert log(checkpoint / "training" / stage)
 
@@ -86,7 +94,10 @@ raise SystemExit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize(("stage", "source"), [("pretrain", []), ("tdm", ["--checkpoint", "default-teacher"])])
+@pytest.mark.parametrize(
+    ("stage", "source"),
+    [("pretrain", []), pytest.param("tdm", ["--checkpoint", "default-teacher"], marks=pytest.mark.slow)],
+)
 def test_a_killed_run_continues_bit_for_bit(
     cli: Cli, environment: dict[str, str], parts: Path, tmp_path: Path, stage: str, source: list[str]
 ) -> None:
@@ -119,41 +130,3 @@ def test_pretraining_lowers_its_loss(parts: Path, cli: Cli, tmp_path: Path) -> N
     )
     losses = [row["loss"] for row in log(tmp_path / "run") if "loss" in row]
     assert losses[-1] < 0.9 * losses[0]
-
-
-def test_distillation_leaves_the_base_alone_and_moves_the_adapter(tmp_path: Path) -> None:
-    config = TdmConfig(run=tmp_path, checkpoint="default-teacher", batch=4, rank=4, warmup=1)
-    distillation = Distillation(config)
-    before = {name: value.clone() for name, value in distillation.denoiser.named_parameters()}
-    prompts = distillation.encode(["a red star", "two rings", "a cross above a star", "the letter Q in white"])
-    for step in range(2):
-        distillation.update(prompts, step)
-    assert all(torch.equal(value, before[name]) for name, value in distillation.denoiser.named_parameters())
-    assert all(b.abs().max() > 0 for b in distillation.generator.b)
-    assert all(b.abs().max() > 0 for b in distillation.fake.b)
-    assert all(parameter.grad is None for parameter in distillation.denoiser.parameters())
-
-
-@pytest.mark.parametrize("interval", ["separate", "shared"])
-@pytest.mark.parametrize("nfe", [1, 4, 8])
-def test_levels_lie_above_their_step(tmp_path: Path, interval: Literal["separate", "shared"], nfe: int) -> None:
-    config = TdmConfig(run=tmp_path, checkpoint="default-teacher", nfe=nfe, interval=interval, rank=2)
-    distillation = Distillation(config)
-    k, below, tau = distillation.draw_step(200)
-    assert (tau > below).all() and (tau < 1).all()
-    if interval == "separate":
-        assert (tau < distillation.levels[k]).all()
-
-
-def test_a_run_can_go_on_from_an_earlier_one_with_another_config(tmp_path: Path) -> None:
-    first = TdmConfig(
-        run=tmp_path / "first", checkpoint="default-teacher", batch=2, rank=2, steps=2, decay_steps=1, warmup=1
-    )
-    train(first)
-    weights = Distillation(first)
-    weights.load(torch.load(first.run / "state.pt", weights_only=True))
-    second = Distillation(replace(first, run=tmp_path / "second", start=first.run, generator_rate=1e-5))
-    assert all(map(torch.equal, second.generator.parameters, weights.generator.parameters))
-    assert all(map(torch.equal, second.fake.parameters, weights.fake.parameters))
-    with pytest.raises(CheckpointError, match="finetune tdm"):
-        Distillation(replace(first, start=tmp_path / "nowhere"))

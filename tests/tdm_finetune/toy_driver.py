@@ -11,11 +11,13 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tiny_zimage import TinyZImage
+from torch import nn
+from torch.distributed.tensor import DTensor
 from toy_trainee import r1_config, student, tdm_config
 
 from tdm_finetune.clock import PREFIX
@@ -27,10 +29,8 @@ from tdm_finetune.tdm_r1 import Reinforcement
 from tdm_finetune.workers import Workers
 from tdm_serve.errors import TdmServeError
 
-Advance = Callable[[Run, Mapping[str, float]], None]
 
-
-def remembering(record: Path, kill_at: int | None = None) -> Advance:
+def remembering(record: Path, kill_at: int | None = None) -> Any:
     """`Run.advance` with a record."""
     advance = Run.advance
 
@@ -50,16 +50,26 @@ def recorded(record: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in record.read_text().splitlines()]
 
 
+def share_held(net: nn.Module) -> float:
+    """Of a network's weights, in this process."""
+    held = [p.to_local() if isinstance(p, DTensor) else p for p in net.parameters()]
+    return sum(p.numel() for p in held) / sum(p.numel() for p in net.parameters())
+
+
 def train(task: Mapping[str, Any]) -> None:
     settings: dict[str, Any] = dict(task["config"])
     run = Path(settings.pop("run"))
     trainee: Any = TinyZImage() if task.get("world") == "zimage" else None
     if task["method"] == "tdm":
         config = tdm_config(run, **settings)
-        fit(Distillation(config, student(config, trainee)), config, "tdm")
+        trainer = Distillation(config, student(config, trainee))
+        fit(trainer, config, "tdm")
     else:
         config = r1_config(run, **settings)
-        fit(Reinforcement(config, student(config, trainee), RewardPool(config.reward)), config, "tdm-r1")
+        trainer = Reinforcement(config, student(config, trainee), RewardPool(config.reward))
+        fit(trainer, config, "tdm-r1")
+    if trainer.student.workers.leads:
+        (run / "held.txt").write_text(str(share_held(trainer.student.trainee.net)))
 
 
 def main(plan: Path) -> None:

@@ -26,7 +26,7 @@ from tdm_finetune.scoring import World
 from tdm_finetune.student import Student, StudentConfig
 from tdm_finetune.tdm import Distillation, TdmConfig
 from tdm_finetune.tdm_r1 import Reinforcement, TdmR1Config
-from tdm_finetune.trainee import Conditioning, Prompt
+from tdm_finetune.trainee import Conditioning, Prompt, Trainee
 from tdm_finetune.workers import Workers
 
 CATEGORIES = ("bright", "dark", "grey")
@@ -39,6 +39,7 @@ toy-sign = toy_trainee:sign
 toy-constant = toy_trainee:constant
 toy-nan = toy_trainee:not_a_number
 toy-short = toy_trainee:one_too_few
+toy-runaway = toy_trainee:runaway
 """
 
 
@@ -164,7 +165,7 @@ def r1_config(run: Path, **values: Any) -> TdmR1Config:
     return TdmR1Config(**given)
 
 
-def student(config: StudentConfig, trainee: ToyTrainee | None = None) -> Student:
+def student(config: StudentConfig, trainee: Trainee | None = None) -> Student:
     """What `fit.make_student` does, on the toy."""
     torch.manual_seed(config.seed)
     workers = Workers()
@@ -257,5 +258,17 @@ def one_too_few(after: int = 0) -> Reward:
         nonlocal calls
         calls += 1
         return torch.zeros(len(images) - (calls > after))
+
+    return reward
+
+
+def runaway(after: int) -> Reward:
+    """As `sign`, and after so many batches a million times that."""
+    calls = 0
+
+    def reward(images: Tensor, prompts: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return sign()(images, prompts, metadata) * (1e6 if calls > after else 1.0)
 
     return reward

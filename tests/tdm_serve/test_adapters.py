@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -10,7 +12,9 @@ from diffusers import ZImagePipeline, ZImageTransformer2DModel
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from tdm_finetune.roles import Lora, targets
+from tdm_finetune.roles import ADAPTER_FILE, Role, Roles
+from tdm_finetune.trainee import Conditioning, Trainee
+from tdm_finetune.zimage import VelocityNet, linears
 from tdm_serve.errors import CheckpointError
 from tdm_serve.models.adapters import METADATA_KEY, fuse_lora, read_lora
 from tdm_serve.models.families.zimage_denoiser import ZImageDenoiser
@@ -31,41 +35,45 @@ def output(model: ZImageTransformer2DModel) -> torch.Tensor:
         return model([latents], torch.tensor([0.3]), [text], return_dict=False)[0][0]
 
 
+def new_role(adapter: Path | None = None) -> Role:
+    """Of our trainer, for rank 4 and alpha 10, on as much of a trainee as roles need."""
+    model = transformer()
+    trainee = SimpleNamespace(net=VelocityNet(ZImageDenoiser(model)), linears=lambda: linears(model))
+    return Roles(cast(Trainee, trainee), 4, 10.0).new(torch.Generator(), adapter)
+
+
 @pytest.fixture
 def adapter(tmp_path: Path) -> Path:
     """A trained-looking adapter of rank 4 and alpha 10, written by our trainer."""
-    model = transformer()
-    lora = Lora(targets(model, ZImageDenoiser(model)), 4, 10.0, torch.Generator().manual_seed(3))
-    for parameter in lora.parameters:
-        torch.nn.init.normal_(parameter.data, std=0.1)
-    lora.save(tmp_path / "adapter.safetensors")
-    return tmp_path / "adapter.safetensors"
+    role = new_role()
+    for parameter in role.parameters:
+        torch.nn.init.normal_(parameter.data, std=0.1, generator=torch.Generator().manual_seed(3))
+    role.save(tmp_path)
+    return tmp_path / ADAPTER_FILE
 
 
 def test_fusing_equals_stock_diffusers(adapter: Path) -> None:
     stock, ours = transformer(), transformer()
     state, metadata = ZImagePipeline.lora_state_dict(str(adapter), return_lora_metadata=True)
     ZImagePipeline.load_lora_into_transformer(state, stock, metadata=metadata)
-    assert fuse_lora(ours, adapter) == len(targets(ours, ZImageDenoiser(ours))) == 28
+    assert fuse_lora(ours, adapter) == len(linears(ours)) == 28
     assert torch.allclose(output(ours), output(stock), atol=1e-5)
     assert not torch.allclose(output(ours), output(transformer()), atol=1e-2)
 
 
-def test_fusing_equals_the_trainers_merged_weights(adapter: Path) -> None:
-    model = transformer()
-    where = targets(model, ZImageDenoiser(model))
-    lora = Lora(where, 4, 10.0, torch.Generator())
-    pairs, scale = read_lora(adapter)
-    assert scale == 2.5
-    with torch.no_grad():
-        for t, a, b in zip(where, lora.a, lora.b, strict=True):
-            a.copy_(pairs[t.transformer_name][0])
-            b.copy_(pairs[t.transformer_name][1])
-    merged = lora.weights()
+def test_fusing_equals_the_trainers_role(adapter: Path) -> None:
+    random = torch.Generator().manual_seed(2)
+    text = torch.randn(2, 32, 20, generator=random), torch.tensor([9, 32])
+    latents, sigma = torch.randn(2, 4, 8, 8, generator=random), torch.tensor([0.3, 0.9])
+    conditioning: Conditioning = text
     fused = transformer()
     fuse_lora(fused, adapter)
-    for t in where:
-        assert torch.allclose(fused.get_submodule(t.transformer_name).weight, merged[t.denoiser_name], atol=1e-6)
+    with torch.no_grad():
+        served = VelocityNet(ZImageDenoiser(fused))(latents, sigma, *conditioning)
+        trained = new_role(adapter)(latents, sigma, conditioning)
+        assert not torch.allclose(new_role()(latents, sigma, conditioning), served, atol=1e-2)
+    assert torch.allclose(trained, served, atol=1e-5)
+    assert read_lora(adapter)[1] == 2.5
 
 
 def test_a_peft_file_without_metadata_has_scale_one(tmp_path: Path) -> None:
