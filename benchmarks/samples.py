@@ -6,8 +6,10 @@ from pathlib import Path
 
 import harness  # noqa: F401 - first: it sets the OpenMP policy before torch loads
 import numpy as np
+import torch
+from PIL import Image
 
-from tdm_finetune.evaluate import save_sheet
+from tdm_finetune.paint import sheet
 from tdm_serve import Pipeline
 
 PROMPTS = (
@@ -29,7 +31,7 @@ def main() -> None:
         for seed in (0, 100)
         for image in Pipeline.from_pretrained(model)(list(PROMPTS), seed=seed)
     ]
-    save_sheet(pictures, TARGET, columns=len(PROMPTS))
+    Image.fromarray(sheet(torch.from_numpy(np.stack(pictures)), columns=len(PROMPTS))).save(TARGET)
     print(TARGET)
 
 
