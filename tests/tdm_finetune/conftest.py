@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,3 +35,21 @@ def toy_environment(environment: dict[str, str], toy_rewards: Path) -> dict[str,
     """For processes that a test starts: they find the toy and its rewards, too."""
     paths = [environment["PYTHONPATH"], str(FOLDER), str(toy_rewards)]
     return environment | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def closed_trainers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Ends the reward threads of every TDM-R1 trainer that a test makes."""
+    from tdm_finetune.tdm_r1 import Reinforcement
+
+    made: list[Reinforcement] = []
+    start = Reinforcement.__init__
+
+    def remember(self: Reinforcement, *arguments: Any) -> None:
+        start(self, *arguments)
+        made.append(self)
+
+    monkeypatch.setattr(Reinforcement, "__init__", remember)
+    yield
+    for trainer in made:
+        trainer.close()

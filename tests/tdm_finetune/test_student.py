@@ -73,6 +73,8 @@ def test_parts_are_whole_groups_with_their_own_random_numbers(pictures: int, siz
         assert torch.equal(joined, torch.cat(parted))
     assert torch.equal(noise, torch.cat([part.draws.normal(*SHAPE) for _, part in parts]))
     assert all(torch.equal(batch.conditioning[0][chosen], part.conditioning[0]) for chosen, part in parts)
+    half = found.batch(prompts(4)[2:], 3, 1, range(2, 4))  # of another process
+    assert torch.equal(half.draws.normal(*SHAPE), noise[6:])
 
 
 @each_process

@@ -19,7 +19,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tdm_finetune.micro.trainee import MicroSettings, MicroTrainee
 from tdm_serve import Pipeline
+from tdm_serve.cli.main import main
 from tdm_serve.models.catalog import EMBEDDED
 
 Cli = Callable[..., CompletedProcess[str]]
@@ -130,3 +132,51 @@ def test_pretraining_lowers_its_loss(parts: Path, cli: Cli, tmp_path: Path) -> N
     )
     losses = [row["loss"] for row in log(tmp_path / "run") if "loss" in row]
     assert losses[-1] < 0.9 * losses[0]
+
+
+def test_pretraining_goes_on_from_a_finished_run(cli: Cli, parts: Path, tmp_path: Path) -> None:
+    """With rates of next to nothing the second leg ends where the first did; another architecture is refused."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    finetune(cli, "pretrain", parts, "--run", str(first))
+    still = ["--learning-rate", "1e-12", "--muon-learning-rate", "1e-12", "--start", str(first)]
+    finetune(cli, "pretrain", parts, "--run", str(second), *still)
+    weights = "transformer/diffusion_pytorch_model.safetensors"
+    before, after = load_file(first / weights), load_file(second / weights)
+    assert all(torch.allclose(value, after[name], atol=1e-6) for name, value in before.items())
+    wider = ["--run", str(tmp_path / "third"), "--width", "96", "--start", str(first)]
+    done = cli("finetune", "pretrain", *TINY["pretrain"].split(), *wider, cwd=parts)
+    assert done.returncode == 2
+    assert "holds another architecture (dim: " in done.stderr
+
+
+def test_the_micro_world_through_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network behind the same interface: distilled, then reinforced from there, with full weights, too."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    settings = MicroSettings(width=16, layers=1, heads=2)
+    MicroTrainee(settings, settings.build()).save(Path("micro"))
+    shared = [
+        "--checkpoint",
+        "micro",
+        "--steps",
+        "2",
+        "--decay-steps",
+        "1",
+        "--rank",
+        "2",
+        "--precision",
+        "fp32",
+        "--score-prompts",
+        "3",
+    ]
+    reward = ["--reward", "jpeg", "--groups", "2", "--group", "2", "--score-every", "1"]
+    for arguments in (
+        ["tdm", "--run", "tdm", "--batch", "4", *shared],
+        ["tdm-r1", "--run", "r1", "--start", "tdm", *reward, *shared],
+        ["tdm-r1", "--run", "full", *reward, *shared, "--rank", "0", "--fake-warmup", "0"],
+    ):
+        assert main(["finetune", *arguments]) == 0
+    assert {"strict", "soft", "diversity"} <= {name.removeprefix("val_") for name in log(Path("r1"))[-1]}
+    first, second = (load_file(Path(run) / "adapter.safetensors") for run in ("tdm", "r1"))
+    assert first.keys() == second.keys()
+    assert MicroTrainee.load(Path("full/full")).settings == settings
