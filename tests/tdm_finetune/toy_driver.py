@@ -11,7 +11,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +50,11 @@ def recorded(record: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in record.read_text().splitlines()]
 
 
-def share_held(net: nn.Module) -> float:
-    """Of a network's weights, in this process."""
-    held = [p.to_local() if isinstance(p, DTensor) else p for p in net.parameters()]
-    return sum(p.numel() for p in held) / sum(p.numel() for p in net.parameters())
+def share_held(blocks: Sequence[nn.Module]) -> float:
+    """Of the blocks' weights, in this process. What is around the blocks stays whole after its first use."""
+    weights = {id(p): p for block in blocks for p in block.parameters()}.values()
+    held = [p.to_local() if isinstance(p, DTensor) else p for p in weights]
+    return sum(p.numel() for p in held) / sum(p.numel() for p in weights)
 
 
 def train(task: Mapping[str, Any]) -> None:
@@ -69,7 +70,7 @@ def train(task: Mapping[str, Any]) -> None:
         trainer = Reinforcement(config, student(config, trainee), RewardPool(config.reward))
         fit(trainer, config, "tdm-r1")
     if trainer.student.workers.leads:
-        (run / "held.txt").write_text(str(share_held(trainer.student.trainee.net)))
+        (run / "held.txt").write_text(str(share_held(trainer.student.trainee.blocks())))
 
 
 def main(plan: Path) -> None:
