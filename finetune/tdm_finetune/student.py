@@ -76,6 +76,8 @@ class StudentConfig:
         at_least(self, 0, "generator_rate", "fake_rate", "weight_decay")
         positive(self, "alpha", "clip")
         multiple_of(self, TEXT_MULTIPLE, "text_tokens")
+        if self.compile and self.checkpointing:
+            raise ValueError("compile and checkpointing are both on; what is recomputed cannot be compiled: use one")
         if self.nfe > 8:
             raise ValueError(f"nfe is {self.nfe}; a few-step student has between 1 and 8 evaluations")
         if self.shard and not self.rank:

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from tdm_serve.errors import ConfigError
 
-Precision = Literal["bf16", "fp16", "fp32"]
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+Precision = Literal["bf16", "fp32"]  # no fp16: these losses would need scaling
 
 
 class Workers:
@@ -85,6 +84,4 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
     Without autocast's cache of converted weights: inside one phase a role runs with its averages in place, too, and
     the cache would hand those to the live role.
     """
-    if precision == "fp32":
-        return torch.autocast(device.type, enabled=False)
-    return torch.autocast(device.type, _DTYPES[precision], cache_enabled=False)
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)

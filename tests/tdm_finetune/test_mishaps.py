@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -111,6 +112,9 @@ def test_tensorboard_on_a_full_disk(tmp_path: Path) -> None:
     config = half_done(tmp_path)
     with full(1), pytest.raises(OutputError, match=r"cannot write to the run folder .*File too large"):
         train(config)
+    for thread in threading.enumerate():
+        if "AsyncWriter" in type(thread).__name__:
+            thread.join(10)  # or its exception would be found in another test
     assert state_of(config.run)["step"] == 4
 
 

@@ -294,3 +294,8 @@ def test_settings_out_of_range(cls: type[TdmConfig | TdmR1Config], field: str, v
 def test_sharding_needs_a_frozen_base_to_shard() -> None:
     with pytest.raises(ValueError, match="rank is 0"):
         tdm_config(Path("unused"), rank=0, shard=True)
+
+
+def test_compilation_and_recomputation_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match="compile and checkpointing are both on"):
+        tdm_config(Path("unused"), compile=True, checkpointing=True)

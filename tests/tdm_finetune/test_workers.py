@@ -51,9 +51,7 @@ def test_groups_are_never_split(alone: Workers) -> None:
         alone.share(7)
 
 
-@pytest.mark.parametrize(
-    ("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)]
-)
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
 def test_precisions(precision: Precision, dtype: torch.dtype) -> None:
     weight = torch.ones(2, 2, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16), autocast(CPU, precision):
