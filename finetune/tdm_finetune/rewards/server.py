@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -121,6 +122,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _serve(host: str, port: int, reward: str, pool: RewardPool) -> int:
+    # a supervisor ends it with SIGTERM, and a shell's background jobs are born deaf to SIGINT
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     with RewardServer((host, port), reward, pool) as server:
         # for whoever started it with --port 0
         sys.stdout.write(f"serving {reward} on http://{host}:{server.server_address[1]}\n")

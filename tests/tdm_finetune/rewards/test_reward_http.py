@@ -255,7 +255,8 @@ def test_a_reward_that_fails_behind_the_server(scenes_of, no_wait: list[float]) 
 
 
 @pytest.mark.slow  # a process that imports torch
-def test_a_server_in_a_process_of_its_own(scenes_of, environment: dict[str, str]) -> None:
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_a_server_in_a_process_of_its_own(scenes_of, environment: dict[str, str], ending: signal.Signals) -> None:
     command = [sys.executable, "-m", "tdm_finetune.rewards.server", "scenes", "--port", "0"]
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -270,7 +271,7 @@ def test_a_server_in_a_process_of_its_own(scenes_of, environment: dict[str, str]
             taken = [*command[:-1], found[1].rpartition(":")[2]]
             second = subprocess.run(taken, env=environment, capture_output=True, text=True, timeout=60, check=False)
             assert second.returncode == 1 and "error: cannot listen on 127.0.0.1" in second.stderr
-            server.send_signal(signal.SIGINT)
+            server.send_signal(ending)
             assert server.wait(20) == 0
         finally:
             server.kill()
