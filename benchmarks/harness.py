@@ -12,7 +12,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch loads; se
 
 import numpy as np
 
+from tdm_serve.allocator import keep_freed_memory
 from tdm_serve.machine import stamp
+
+KEEPS_FREED_MEMORY = keep_freed_memory()
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PERCENTILES = (20, 50, 80)
@@ -51,7 +54,7 @@ def ratio(of: Sequence[Mapping[str, float]], to: Sequence[Mapping[str, float]]) 
 
 def publish(name: str, row: Mapping[str, Any], *, keep: bool) -> None:
     """Prints the row as the last line of JSON and, if `keep`, appends it to benchmarks/results/NAME.jsonl."""
-    line = json.dumps({"benchmark": name, **row, "machine": stamp()})
+    line = json.dumps({"benchmark": name, **row, "machine": stamp() | {"keeps_freed_memory": KEEPS_FREED_MEMORY}})
     if keep:
         RESULTS.mkdir(exist_ok=True)
         with (RESULTS / f"{name}.jsonl").open("a") as file:

@@ -20,6 +20,7 @@ from importlib import import_module, metadata
 from types import ModuleType
 from typing import NamedTuple
 
+from tdm_serve.allocator import keep_freed_memory
 from tdm_serve.cli.lazy import LazyParser, add_commands
 from tdm_serve.errors import MissingExtra, TdmServeError
 
@@ -67,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     _suit_the_terminal()
+    keep_freed_memory()
     try:
         try:
             return _dispatch(arguments)
