@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 RECIPE_KEY = "tdm-serve"  # PNG text chunk with the whole recipe as JSON
 MAX_SEED = 2**63 - 1
 MAX_IMAGES = 10  # per request, as in OpenAI's API
+MIN_PRIORITY, MAX_PRIORITY = -10, 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,10 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One picture to make. Validated by the engine; `steps` and `guidance` of None mean the checkpoint's own."""
+    """One picture to make. Validated by the engine; `steps` and `guidance` of None mean the checkpoint's own.
+
+    `model` is the id of a served checkpoint, empty for the first. A `negative_prompt` needs guidance.
+    """
 
     prompt: str
     seed: int
@@ -46,6 +50,27 @@ class Request:
     height: int
     steps: int | None = None
     guidance: float | None = None
+    negative_prompt: str = ""
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """On what terms a client asks: what the scheduler needs beside the request itself."""
+
+    deadline_ms: float | None = None  # from now until the pictures are there; None is whenever they can be
+    priority: int = 0  # higher goes first, MIN_PRIORITY to MAX_PRIORITY
+    tenant: str = ""  # whose share of the device this comes from, such as an API key's id
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a client hears while its pictures are made: evaluation `step` of `total` of its picture `index` is done."""
+
+    index: int
+    step: int
+    total: int
+    preview: Image.Image | None = None  # the predicted clean picture, in small; None unless previews were asked for
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,13 @@ TdmServeError
 ├── PortInUse             an address that another process listens on
 ├── TrainingDiverged      a loss term or gradient that exploded; the message names it and the last good state
 ├── EngineClosed          a request to an engine that is shutting down
+├── Overloaded            a request that the queue has no room for; `retry_after_ms` says when it will
+│   └── DeadlineUnreachable   one that could not be done by its deadline, so a retry would not help
+├── DeadlinePassed        an accepted request that was not done by its deadline
+├── Cancelled             a request that its owner called off
+├── PictureFailed         one picture that could not be made, such as one with latents that are no numbers
+├── OutOfDeviceMemory     a batch that did not fit the device, not even halved
+├── EngineFailed          the device thread died under a request
 └── NotBuiltYet           a command that is present but whose part of the product is not finished
 """
 
@@ -77,6 +84,38 @@ class TrainingDiverged(TdmServeError):
 
 class EngineClosed(TdmServeError):
     """A request to an engine that is shutting down."""
+
+
+class Overloaded(TdmServeError):
+    """A request that the queue has no room for. In `retry_after_ms` milliseconds it will, if nobody else comes."""
+
+    def __init__(self, message: str, retry_after_ms: float) -> None:
+        super().__init__(message)
+        self.retry_after_ms = retry_after_ms
+
+
+class DeadlineUnreachable(Overloaded):
+    """A request that is predicted to miss its own deadline. A retry with the same deadline would not help."""
+
+
+class DeadlinePassed(TdmServeError):
+    """An accepted request that was not done by its deadline, and was dropped."""
+
+
+class Cancelled(TdmServeError):
+    """A request that its owner called off."""
+
+
+class PictureFailed(TdmServeError):
+    """One picture that could not be made; the others of its batch were."""
+
+
+class OutOfDeviceMemory(TdmServeError):
+    """A batch that did not fit the device, not even halved."""
+
+
+class EngineFailed(TdmServeError):
+    """The device thread died under a request."""
 
 
 class NotBuiltYet(TdmServeError):
