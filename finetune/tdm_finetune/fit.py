@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from tdm_finetune.learner import Guard
+from tdm_finetune.learner import EarlyStop, Guard
 from tdm_finetune.paint import paint, quick_scores, sheet
 from tdm_finetune.process import Flow
 from tdm_finetune.rewards import load_reward
@@ -39,6 +39,7 @@ class Trainer(Protocol):
 
     student: Student
     groups: int  # prompts an update, over all processes
+    fake_warmup: int  # first updates that train the fake score only, and cost less than the others
 
     def prompts(self, seed: int) -> Iterator[Prompt]:
         """Training prompts without end."""
@@ -70,8 +71,8 @@ def open_trainee(config: StudentConfig) -> Trainee:
 def fit(trainer: Trainer, config: StudentConfig, method: str) -> Path:
     """Trains, or resumes, and writes the averaged generator with its table and lineage; returns the run folder.
 
-    Raises ConfigError for another config's folder, TrainingDiverged, RewardError, or OutputError for a full disk; the
-    last good state stays.
+    With `patience`, the generator is the one that scored best. Raises ConfigError for another config's folder,
+    TrainingDiverged, RewardError, or OutputError for a full disk; the last good state stays.
     """
     seed_everything(config.seed)
     student = trainer.student
@@ -80,19 +81,27 @@ def fit(trainer: Trainer, config: StudentConfig, method: str) -> Path:
     run = Run(config.run, config, total_steps=config.steps, every=10, leads=workers.leads, board=True)
     if (state := run.resume()) is not None:
         trainer.load(state)
-    guard = Guard()
+    guard, early = Guard(), EarlyStop(config.patience)
+    if state is not None and "early_stop" in state:
+        early.load(state["early_stop"])
     kept = f"{config.run}/state.pt, or the start if it is missing"
     scores: dict[str, float] = {}
     try:
-        for prompts in updates(trainer, config, run.step):
+        for prompts in () if early.over else updates(trainer, config, run.step):
             scalars = workers.means(trainer.update(prompts, workers.share(trainer.groups), run.step))
             guard.check(scalars, run.step, kept)
             run.advance(scalars)
             last = run.step == config.steps
-            if run.step % config.save_every == 0 or last:
-                run.save(**trainer.state())
             if run.step % config.score_every == 0 or last:
                 scores = score(student, run)
+                early.see(scores.get("soft", scalars.get("reward", 0.0)), student.average.state_dict())
+                last |= early.over
+            if last and early.kept is not None:
+                student.average.load_state_dict(early.kept)
+            if run.step % config.save_every == 0 or last:
+                run.save(**trainer.state(), early_stop=early.state())
+            if last:
+                break
         if not scores:  # killed between its last state and here
             scores = score(student, run)
     finally:
@@ -161,7 +170,7 @@ def estimate(trainer: Trainer, config: StudentConfig) -> str:
     hook = student.trainee.net.register_forward_hook(count)
     started = time.perf_counter()
     share = student.workers.share(trainer.groups)
-    for step, prompts in enumerate(islice(updates(trainer, config, 0), MEASURED_UPDATES)):
+    for step, prompts in enumerate(islice(updates(trainer, config, 0), MEASURED_UPDATES), trainer.fake_warmup):
         trainer.update(prompts, share, step)
     seconds = (time.perf_counter() - started) / min(MEASURED_UPDATES, config.steps)
     hook.remove()

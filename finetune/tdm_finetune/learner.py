@@ -70,6 +70,34 @@ class Learner:
         self.optimizer.load_state_dict(state)
 
 
+class EarlyStop:
+    """Keeps the best scored average of the generator, until it has not got better for `patience` scores; 0 is off."""
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+        self._best = -math.inf
+        self._waited = 0
+        self.kept: dict[str, Tensor] | None = None
+
+    @property
+    def over(self) -> bool:
+        return 0 < self.patience <= self._waited
+
+    def see(self, score: float, average: Mapping[str, Tensor]) -> None:
+        """Takes in the score of the `average`."""
+        if self.patience and score > self._best:
+            self._best, self._waited = score, 0
+            self.kept = {name: tensor.detach().clone() for name, tensor in average.items()}
+        else:
+            self._waited += 1
+
+    def state(self) -> dict[str, Any]:
+        return {"best": self._best, "waited": self._waited, "kept": self.kept}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self._best, self._waited, self.kept = state["best"], state["waited"], state["kept"]
+
+
 class Guard:
     """Raises TrainingDiverged, naming the term, when a scalar is not finite or stays far above what it used to be."""
 

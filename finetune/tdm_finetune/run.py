@@ -53,8 +53,8 @@ class Run:
         self._counts: dict[str, int] = {}
         if leads:
             self._guard_config()
-        with self._writing():
-            self._board: Any = _board(folder / BOARD_FOLDER) if board and leads else None
+        self._board: Any = None
+        self._wants_board = board and leads
         self._bar = tqdm(total=total_steps, disable=not (leads and sys.stderr.isatty()), desc=folder.name)
 
     def _guard_config(self) -> None:
@@ -86,8 +86,12 @@ class Run:
     def resume(self) -> dict[str, Any] | None:
         """The saved state of an interrupted run, or None. Restores the step and the random generators."""
         path = self.folder / STATE_FILE
-        if not path.exists():
-            return None
+        state = self._restored(path) if path.exists() else None
+        if self.leads:
+            self._forget_the_lost_steps()
+        return state
+
+    def _restored(self, path: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         self.step = int(state["step"])
         self._elapsed_before_s = float(state["elapsed_s"])
@@ -95,6 +99,18 @@ class Run:
         self._bar.update(self.step)
         logger.info("resuming %s at step %d of %d", self.folder, self.step, self.total_steps)
         return state
+
+    def _forget_the_lost_steps(self) -> None:
+        """What a killed run logged after its last state is done again, and must not be in the curves twice."""
+        log = self.folder / LOG_FILE
+        with self._writing():
+            if log.is_file():
+                before = log.read_text()
+                kept = "".join(f"{line}\n" for line in before.splitlines() if _step_of(line) <= self.step)
+                if kept != before:
+                    write_atomically(log, kept.encode())
+            if self._wants_board:
+                self._board = _board(self.folder / BOARD_FOLDER, self.step + 1)
 
     def save(self, **state: Any) -> None:
         """Writes everything a resume needs; a crash or a full disk leaves the previous state intact."""
@@ -167,10 +183,19 @@ class Run:
                 logger.warning("the last TensorBoard events of %s are lost: %s", self.folder, error)
 
 
-def _board(folder: Path) -> Any:
+def _step_of(line: str) -> float:
+    """The step of a row; infinite for a line that a kill cut off."""
+    try:
+        return int(json.loads(line)["step"])
+    except ValueError:
+        return float("inf")
+
+
+def _board(folder: Path, first_step: int) -> Any:
+    """A TensorBoard writer that hides earlier events from `first_step` on."""
     from torch.utils.tensorboard.writer import SummaryWriter
 
-    return SummaryWriter(str(folder))
+    return SummaryWriter(str(folder), purge_step=first_step)
 
 
 def _write_state(state: Mapping[str, Any], path: Path) -> None:

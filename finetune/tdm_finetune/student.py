@@ -67,11 +67,12 @@ class StudentConfig:
     save_every: int = 25
     score_every: int = 50
     score_prompts: int = 70  # validation prompts, two pictures each
+    patience: int = 0  # stop after so many scores without a better one and keep the best generator; 0 never stops
     watch: str = ""  # rewards that are logged on those pictures and never trained on, such as "clip"
 
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "decay_steps", "warmup", "nfe", "save_every", "score_every", "score_prompts")
-        at_least(self, 0, "seed", "guidance", "rank", "micro_batch", "fake_anchor", "fake_updates")
+        at_least(self, 0, "patience", "seed", "guidance", "rank", "micro_batch", "fake_anchor", "fake_updates")
         between(self, 0, 1, "ema")
         at_least(self, 0, "generator_rate", "fake_rate", "weight_decay")
         positive(self, "alpha", "clip")

@@ -45,6 +45,7 @@ class Distillation:
                 "default-teacher or FOLDER@teacher"
             )
         self.config, self.student, self.groups, self.clock = config, student, config.batch, Clock()
+        self.fake_warmup = 0
         # beta1 = 0: both roles chase a moving target (TDM and TDM-R1's settings)
         self.generator = Learner("generator", student.generator, config.generator_rate, 0.0, student)
         self.fake = Learner("fake", student.fake, config.fake_rate, 0.0, student)

@@ -84,6 +84,7 @@ class Reinforcement:
     def __init__(self, config: TdmR1Config, student: Student, rewards: Rewards) -> None:
         self.config, self.student, self.rewards = config, student, rewards
         self.groups, self.clock = config.groups, Clock()
+        self.fake_warmup = 0 if config.start is not None else config.fake_warmup
         self.direct = config.preference == "generator"
         role = student.generator if self.direct else student.roles.new(stream(config.seed, 3))
         if config.surrogate is not None:
@@ -114,7 +115,7 @@ class Reinforcement:
                 scalars |= self.fake.phase(batch, factor, lambda c, part: student.fake_terms(part, trajectory.part(c)))
         with self.clock("reward"):  # what is left to wait for
             advantage, notes = self.advantages(rewards())
-        if config.start is not None or step >= config.fake_warmup:
+        if step >= self.fake_warmup:
             with self.clock("surrogate"):
                 judged = trajectory
                 if self.replay is not None:

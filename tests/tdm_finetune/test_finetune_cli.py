@@ -42,7 +42,7 @@ def test_a_dry_run_tells_the_cost_and_writes_nothing(
     stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    sizes = ["--batch", "2"] if stage == "tdm" else ["--groups", "1", "--group", "2", "--fake-warmup", "0"]
+    sizes = ["--batch", "2"] if stage == "tdm" else ["--groups", "1", "--group", "2"]
     assert main(["finetune", stage, "--dry-run", "--steps", "1", *sizes]) == 0
     told = capsys.readouterr().out
     # a picture: 4 rollout, 1 fake, 1 generator, 3 teacher and fake; TDM-R1: 3 surrogate, 3 for its direction

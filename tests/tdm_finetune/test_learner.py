@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from toy_trainee import SHAPE, bits, close, prompts, same, student, tdm_config
 
-from tdm_finetune.learner import Guard, Learner
+from tdm_finetune.learner import EarlyStop, Guard, Learner
 from tdm_finetune.student import Batch, Student
 from tdm_serve.errors import TrainingDiverged
 
@@ -148,3 +148,22 @@ def test_what_happens_in_good_runs_is_left_alone(values: list[float]) -> None:
 
 def test_a_slow_machine_is_no_divergence() -> None:
     run(Guard(), [*[0.1] * 25, *[60.0] * 5], "seconds_reward")
+
+
+def test_an_early_stop_keeps_the_best() -> None:
+    early = EarlyStop(2)
+    for score in (0.5, 0.7, 0.6, 0.8, 0.8):
+        early.see(score, {"0": torch.tensor(score)})
+        assert not early.over
+    early.see(0.7, {"0": torch.tensor(0.7)})
+    assert early.over and early.kept is not None and float(early.kept["0"]) == pytest.approx(0.8)
+    resumed = EarlyStop(2)
+    resumed.load(early.state())
+    assert resumed.over
+
+
+def test_without_patience_nothing_stops_or_is_kept() -> None:
+    early = EarlyStop(0)
+    for _ in range(5):
+        early.see(0.0, {"0": torch.zeros(1)})
+    assert not early.over and early.kept is None

@@ -22,8 +22,11 @@ from toy_trainee import (
     tdm_config,
 )
 
+import tdm_finetune.fit
 from tdm_finetune.fit import fit, save
 from tdm_finetune.rewards import RewardPool
+from tdm_finetune.run import Run
+from tdm_finetune.student import Student
 from tdm_finetune.tdm_r1 import Reinforcement, TdmR1Config
 from tdm_finetune.trainee import Prompt
 from tdm_serve.errors import ConfigError, OutputError, RewardError, TrainingDiverged
@@ -191,3 +194,33 @@ def test_what_is_no_score_ends_the_run(tmp_path: Path, reward: str, complaint: s
     state = state_of(config.run)
     assert state["step"] == 6
     reinforcement(config).load(state)
+
+
+def test_a_run_that_gets_no_better_stops_with_its_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = iter((0.2, 0.6, 0.5, 0.4, 0.3))
+    best: list[list[torch.Tensor]] = []
+
+    def scored(student: Student, _run: Run) -> dict[str, float]:
+        best.append([tensor.clone() for tensor in student.average.state_dict().values()])
+        return {"soft": next(found)}
+
+    monkeypatch.setattr(tdm_finetune.fit, "score", scored)
+    config = r1_config(tmp_path, steps=50, score_every=2, patience=2)
+    train(config)
+    state = state_of(tmp_path)
+    assert state["step"] == 8  # two scores after the best, at 4
+    assert all(torch.equal(a, b) for a, b in zip(best[1], state["average"].values(), strict=True))
+    train(config)  # it is over: a resume trains no further
+    assert state_of(tmp_path)["step"] == 8
+
+
+def test_what_a_killed_run_logged_after_its_state_is_not_logged_twice(tmp_path: Path) -> None:
+    config = r1_config(tmp_path, steps=20, save_every=10, score_every=20)
+    train(config)
+    rows = (tmp_path / "log.jsonl").read_text()
+    for lost in ('{"step": 30, "elapsed_s": 9.0, "reward": 0.5}\n', '{"step": 3'):
+        with (tmp_path / "log.jsonl").open("a") as file:
+            file.write(lost)
+    train(config)
+    assert (tmp_path / "log.jsonl").read_text().splitlines()[: len(rows.splitlines())] == rows.splitlines()
+    assert '"step": 30' not in (tmp_path / "log.jsonl").read_text()
