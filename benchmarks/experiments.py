@@ -30,6 +30,7 @@ from tdm_serve.errors import ConfigError
 
 FILES = Path(__file__).resolve().parent / "experiments"
 RESULTS = harness.RESULTS / "experiments.jsonl"
+CURVES = ("reward", "val_strict", "val_soft", "val_palette_error", "val_diversity")  # what the plots show
 SAMPLE = "sample"  # the stage that trains nothing: the base itself, guided
 STAGES: dict[str, tuple[type[StudentConfig], Any]] = {
     "tdm": (tdm.TdmConfig, tdm.train),
@@ -107,9 +108,15 @@ def measure(method: Method, world: World, runs: Path, seed: int, split: str) -> 
         row = score_network(
             student.trainee, student.generator, split=split, n=world.n, nfe=config.nfe, seed=seed, eta=eta
         )
-    last = json.loads((run / LOG_FILE).read_text().splitlines()[-1])
+    log = [json.loads(line) for line in (run / LOG_FILE).read_text().splitlines()]
     reward = config.reward if isinstance(config, tdm_r1.TdmR1Config) else None
-    return {**row, "reward": reward, "updates": config.steps, "train_seconds": last["elapsed_s"]}
+    facts = {"reward": reward, "updates": config.steps, "train_seconds": log[-1]["elapsed_s"]}
+    return {**row, **facts, "curves": {name: curve(log, name) for name in CURVES}}
+
+
+def curve(log: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
+    """(update, value) of one scalar of a run's log."""
+    return [(row["step"], round(row[name], 5)) for row in log if name in row]
 
 
 def known_rows() -> set[tuple[str, str, int, str]]:

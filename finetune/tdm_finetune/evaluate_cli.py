@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from tdm_finetune.scenes import SPLITS
 from tdm_serve.cli import options
@@ -68,9 +69,20 @@ def run(args: argparse.Namespace) -> int:
         repeats=REPEATS if args.diversity else None,
         second_judge=args.second_judge,
     )
-    line = json.dumps(evaluation.summary() | {"machine": stamp()})
+    line = json.dumps({"world": "scenes", **method_of(args.checkpoint), **evaluation.summary(), "machine": stamp()})
     print(evaluation.table())
     if args.results is not None:
         append_line(args.results, line)
     print(line)
     return 0
+
+
+def method_of(checkpoint: str) -> dict[str, Any]:
+    """Which trainer made a checkpoint's version, and with what reward; a base without lineage is a teacher."""
+    from tdm_serve.models.catalog import resolve
+    from tdm_serve.models.spec import MANIFEST
+
+    spec = resolve(checkpoint)
+    version = json.loads((spec.base / MANIFEST).read_text())["versions"][spec.version]
+    lineage = version.get("lineage", {"method": "teacher"})
+    return {"method": lineage["method"], "reward": lineage.get("config", {}).get("reward")}

@@ -16,6 +16,7 @@ from PIL import Image
 from tdm_finetune import scenes
 from tdm_finetune.data import examples
 from tdm_finetune.evaluate import evaluate
+from tdm_finetune.evaluate_cli import method_of
 from tdm_finetune.judge import reading
 from tdm_finetune.monitor import diversity, palette_error
 from tdm_finetune.scoring import World, score_pictures
@@ -218,3 +219,8 @@ def test_bad_input_gives_a_sentence(
     complaint = refused(["eval", *arguments])
     for word in words:
         assert word in complaint
+
+
+@pytest.mark.parametrize(("model", "method"), [("default-teacher", "teacher"), ("default-tdm", "tdm")])
+def test_a_row_names_the_method_that_made_the_model(model: str, method: str) -> None:
+    assert method_of(model) == {"method": method, "reward": None}
