@@ -28,6 +28,7 @@ class SurrogateConfig(StudentConfig):
 
     surrogate_rate: float = 1.2e-3  # 0 freezes it
     surrogate: Path | None = None  # a run whose surrogate this one starts from
+    surrogate_draws: int = 1  # noised boundaries of each group an update; more make its gradient less noisy
     beta: float = 1.0  # sharpness of the group weight
     surrogate_anchor: float = 1e-3  # weight of its squared distance from the base
     old_clip: float = 1e-3  # a picture's error may change this much, against the fast average
@@ -40,6 +41,7 @@ class SurrogateConfig(StudentConfig):
 
     def __post_init__(self) -> None:
         StudentConfig.__post_init__(self)
+        at_least(self, 1, "surrogate_draws")
         at_least(self, 0, "surrogate_rate", "beta", "surrogate_anchor", "old_clip", "drift_clip", "surrogate_guidance")
         between(self, 0, 1, "surrogate_time_min", "generator_time_min", "reference_decay")
 
@@ -64,6 +66,11 @@ class Surrogate:
         )
 
     def terms(self, batch: Batch, trajectory: Trajectory, advantage: Tensor) -> dict[str, Tensor]:
+        """(B,) each: the mean over the draws."""
+        draws = [self._drawn(batch, trajectory, advantage) for _ in range(self.config.surrogate_draws)]
+        return {name: torch.stack([terms[name] for terms in draws]).mean(0) for name in draws[0]}
+
+    def _drawn(self, batch: Batch, trajectory: Trajectory, advantage: Tensor) -> dict[str, Tensor]:
         """Group preference on a noised boundary (TDM-R1 eqs. 7-9): one boundary, level and noise a group."""
         config, student, process = self.config, self.student, self.student.process
         j = batch.draws.shared_choice(self.chances)
