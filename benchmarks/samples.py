@@ -1,4 +1,4 @@
-"""Draws docs/samples.png: the same prompts and seeds through the teacher (above) and the 4-step version (below)."""
+"""Draws docs/samples.png: the same prompts and seeds through teacher, TDM and TDM-R1, two rows each."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TARGET = Path(__file__).resolve().parent.parent / "docs" / "samples.png"
 def main() -> None:
     pictures = [
         np.asarray(image.image)
-        for model in ("default-teacher", "default-tdm")
+        for model in ("default-teacher", "default-tdm", "default")
         for seed in (0, 100)
         for image in Pipeline.from_pretrained(model)(list(PROMPTS), seed=seed)
     ]
