@@ -34,11 +34,11 @@ def faults(mode: str, **extra: str) -> tuple[bool, int]:
 
 
 def test_blocks_that_are_asked_for_again_cost_no_page_faults() -> None:
-    assert faults("leave")[1] > 1000  # ten times 64 MB, in pages of 4 kB or huge ones
+    assert faults("leave")[1] > 200  # ten times 64 MB in pages of 2 MB; far more in those of 4 kB
     assert faults("keep") == (True, pytest.approx(0, abs=100))
 
 
 def test_the_environments_own_settings_win() -> None:
     kept, count = faults("keep", MALLOC_ARENA_MAX="2")
     assert not kept
-    assert count > 1000
+    assert count > 200
