@@ -64,6 +64,19 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True)
+class Shape:
+    """What pictures must share to share a forward: size in pixels, padded text length in tokens, guidance on or off."""
+
+    width: int
+    height: int
+    text: int
+    guided: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}, {self.text} tokens{', guided' if self.guided else ''}"
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """What a client hears while its pictures are made: evaluation `step` of `total` of its picture `index` is done."""
 
