@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import importlib.util
 import ipaddress
-import logging
 import signal
 import socket
 import sys
@@ -17,42 +15,34 @@ from collections.abc import Generator
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from tdm_serve.errors import ConfigError, MissingExtra, PortInUse
+from tdm_app.settings import Settings
+from tdm_serve.errors import ConfigError, PortInUse
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-log = logging.getLogger(__name__)
-
-PACKAGES = ("fastapi", "pydantic", "uvicorn")
 GRACE_S = 30  # for requests that run when the signal comes; pictures take far less
 
 
-def run_server(
-    *,
-    model: str,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    device: str = "auto",
-    dtype: str = "auto",
-    backend: str = "auto",
-    max_batch: int = 8,
-    page: bool = True,
-) -> int:
+def run_server(settings: Settings) -> int:
     """Serves until a signal comes; 0 then. Port 0 takes any free one. Raises TdmServeError where it cannot start."""
-    if any(importlib.util.find_spec(name) is None for name in PACKAGES):
-        raise MissingExtra("the HTTP service", "serve")
-    with contextlib.suppress(_Stopped), _stop_on_signals(), contextlib.closing(listen(host, port)) as listener:
+    with contextlib.suppress(_Stopped), _stop_on_signals(), _listen(settings) as listener:
         from tdm_app.api import create_app
         from tdm_serve import AsyncEngine, Pipeline
 
-        pipeline = Pipeline.from_pretrained(model, device=device, dtype=dtype, backend=backend)
-        app = create_app(AsyncEngine(pipeline, max_batch=max_batch), page=page)
-        _warn_if_open(listener.getsockname()[0])
-        sys.stdout.write(f"{announcement(pipeline.info.id, listener, page)}\n")
+        settings = settings.bound_to(is_loopback(listener.getsockname()[0]))
+        pipeline = Pipeline.from_pretrained(
+            settings.model[0], device=settings.device, dtype=settings.dtype, backend=settings.backend
+        )
+        app = create_app(AsyncEngine(pipeline, max_batch=settings.max_batch or 8), page=settings.page)
+        sys.stdout.write(f"{announcement(pipeline.info.id, listener, settings.page)}\n")
         sys.stdout.flush()
         _serve(app, listener)
     return 0
+
+
+def _listen(settings: Settings) -> contextlib.closing[socket.socket]:
+    return contextlib.closing(listen(settings.host, settings.port))
 
 
 def _serve(app: FastAPI, listener: socket.socket) -> None:
@@ -103,9 +93,9 @@ def _cannot_listen(host: str, port: int, error: OSError) -> NoReturn:
     raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
 
 
-def _warn_if_open(host: str) -> None:
-    if not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
-        log.warning("there is no authentication: everybody who can reach %s can make pictures here", host)
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach an address."""
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
 def announcement(model: str, listener: socket.socket, page: bool) -> str:

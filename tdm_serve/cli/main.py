@@ -50,6 +50,7 @@ EXTRA_OF = {
     "onnxruntime": "onnx",
     "onnxscript": "onnx",
     "pydantic": "serve",
+    "pydantic_settings": "serve",
     "python_multipart": "serve",
     "scipy": "finetune",
     "starlette": "serve",
