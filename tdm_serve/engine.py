@@ -15,9 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from tdm_serve.backends import create
-from tdm_serve.core import GeneratedImage, ModelInfo, Request, StepCallback, StepEvent
+from tdm_serve.core import GeneratedImage, ModelInfo, Request, Shape, StepCallback, StepEvent
+from tdm_serve.errors import PictureFailed, UnknownModel
 from tdm_serve.models.catalog import evaluations
 from tdm_serve.models.families.zimage import Conditioning
+from tdm_serve.models.families.zimage_denoiser import padded_length
 from tdm_serve.models.load import Loaded
 from tdm_serve.nfe import CountedDenoiser
 from tdm_serve.sampling import Row
@@ -50,12 +52,50 @@ class Engine:
         self.spec, self.model = loaded.spec, loaded.model
         self.denoise = CountedDenoiser(create(backend, loaded.model.denoiser))
         self.info = _info(loaded)
+        self.infos: dict[str, ModelInfo] = {self.info.id: self.info}
         self._empty: dict[int, Conditioning] = {}
 
-    def check(self, request: Request) -> None:
-        """Raises InvalidRequest for anything that cannot be made as asked. Safe from any thread."""
-        check_request(request, self.info)
+    def check(self, request: Request) -> Shape:
+        """The shape of a request's forwards. Safe from any thread; runs nothing.
+
+        Raises UnknownModel, or InvalidRequest for anything that cannot be made as asked.
+        """
+        info = self._info_of(request)
+        check_request(request, info)
         self.model.check_prompt(request.prompt)
+        guidance = info.guidance if request.guidance is None else request.guidance
+        length = padded_length(len(self.model.tokens(request.prompt)))
+        return Shape(request.width, request.height, length, guidance != 1.0)
+
+    def _info_of(self, request: Request) -> ModelInfo:
+        if request.model and request.model not in self.infos:
+            raise UnknownModel(f"model {request.model!r} is not served here; served are {', '.join(self.infos)}")
+        return self.infos[request.model] if request.model else self.info
+
+    def cached(self, request: Request) -> bool:  # noqa: ARG002 - nothing is kept yet
+        """Whether a request's text is at hand, so that its start is nearly free. Safe from any thread."""
+        return False
+
+    def faulty(self, samples: Sequence[Sample]) -> list[int]:
+        """Indices of the samples whose latents are no longer numbers."""
+        return [index for index, sample in enumerate(samples) if not bool(sample.latents.isfinite().all())]
+
+    def preview(self, latents: Tensor) -> Image.Image:
+        """A cheap look at clean latents (1, C, h, w), at the picture's size. Safe from any thread."""
+        grey = (latents[0].mean(0).float().cpu() * 32 + 128).clamp(0, 255).to(torch.uint8)
+        small = Image.fromarray(grey.numpy()).convert("RGB")
+        return small.resize((small.width * self.model.factor, small.height * self.model.factor))
+
+    @staticmethod
+    def out_of_memory(error: BaseException) -> bool:
+        """Whether an error says that the device's memory is full, in any of torch's ways."""
+        full = "out of memory" in str(error).lower() or "can't allocate memory" in str(error)
+        return isinstance(error, torch.OutOfMemoryError | MemoryError) or (isinstance(error, RuntimeError) and full)
+
+    def empty_cache(self) -> None:
+        """Gives back what the allocator holds but does not use."""
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     @torch.inference_mode()
     def start(self, requests: Sequence[Request]) -> list[Sample]:
@@ -114,6 +154,8 @@ class Engine:
     def finish(self, samples: Sequence[Sample]) -> list[GeneratedImage]:
         """Decodes clean latents of one size and wraps the pictures with their recipes."""
         started = time.perf_counter()
+        if faulty := self.faulty(samples):
+            raise PictureFailed(f"pictures {faulty} of a batch of {len(samples)} have latents that are no numbers")
         pictures = self.model.decode([sample.latents for sample in samples]).numpy()
         _share(samples, "decode", started)
         return [self._wrap(s, Image.fromarray(p)) for s, p in zip(samples, pictures, strict=True)]
