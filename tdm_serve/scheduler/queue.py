@@ -1,4 +1,4 @@
-"""Which waiting requests form the next batch: pure decisions, no torch, no clock, no threads."""
+"""First come, first served over one queue: what the engine of whole batches asks."""
 
 from __future__ import annotations
 
