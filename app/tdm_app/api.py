@@ -17,15 +17,17 @@ from tdm_app.routes.health import health_router
 from tdm_app.routes.images import images_router
 from tdm_app.routes.models import models_router
 from tdm_app.service import Service
+from tdm_app.settings import Settings
+from tdm_app.settings_sources import load
 from tdm_serve import AsyncEngine, __version__
 
 DESCRIPTION = "Text to pictures in a few network evaluations, in the shape of OpenAI's Images API."
-DEFAULT_LIMITS = Limits()
 
 
-def create_app(engine: AsyncEngine, *, page: bool = True, limits: Limits = DEFAULT_LIMITS) -> FastAPI:
+def create_app(engine: AsyncEngine, settings: Settings | None = None, *, page: bool = True) -> FastAPI:
     """The service around one engine, which its lifespan starts and closes. `app.state.service` is the Service."""
-    service = Service(engine)
+    settings = settings or load()[0]
+    service = Service(engine, settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncGenerator[None]:
@@ -45,7 +47,7 @@ def create_app(engine: AsyncEngine, *, page: bool = True, limits: Limits = DEFAU
         app.include_router(router)
     _add_docs(app)
     install_error_handlers(app)
-    app.add_middleware(BodyLimit, limits=limits)
+    app.add_middleware(BodyLimit, limits=Limits(settings.max_body_bytes))
     app.add_middleware(RequestId)  # added last, so it is the outermost and stamps the answers of all others
     page_lifespan = mount_page(app, service) if page else _no_page(app)
     return app

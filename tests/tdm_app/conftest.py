@@ -47,7 +47,8 @@ def assert_error() -> Callable[..., dict[str, Any]]:
         error = body["error"]
         assert set(error) == {"message", "type", "param", "code"}
         assert (error["code"], error["param"]) == (code, param), error
-        assert error["type"] == ("server_error" if status >= 500 else "invalid_request_error")
+        kinds = {429: "rate_limit_error"}
+        assert error["type"] == ("server_error" if status >= 500 else kinds.get(status, "invalid_request_error"))
         assert error["message"]
         assert response.headers["x-request-id"]
         return error
