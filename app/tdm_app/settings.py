@@ -77,6 +77,7 @@ class Settings(BaseSettings):
 
     max_batch: Count | None = Field(None, description="most pictures in one batch; none: what the profile finds best")
     max_waiting: Count = Field(512, description="most pictures that wait; beyond it requests get 429")
+    max_jobs: Count = Field(1000, description="most jobs that wait; beyond it new ones get 429")
     max_wait_s: Seconds | None = Field(None, description="longest predicted wait; beyond it requests get 429")
 
     auth: Literal["auto", "on", "off"] = Field(
@@ -106,6 +107,7 @@ class Settings(BaseSettings):
     metrics: bool = Field(True, description="serve /metrics")
     log_format: Literal["text", "json"] = Field("text", description="lines for people or for programs")
     log_level: Literal["debug", "info", "warning", "error"] = Field("warning", description="least that is logged")
+    log_prompts: bool = Field(False, description="write prompts into the line of each request")
     keepalive_s: Seconds = Field(15, description="silence after which a stream gets a comment, so that proxies keep it")
     drain_s: Seconds = Field(30, description="how long running requests may take to end after SIGTERM")
 
