@@ -76,12 +76,16 @@ class AsyncEngine:
         await self.generate([Request("warm-up", 0, info.width, info.height)])
         self.ready = True
 
+    def check(self, request: Request) -> None:
+        """Raises InvalidRequest or UnknownModel for what `submit` would not take; queues nothing. Any thread."""
+        if request.model not in ("", *self.infos):
+            raise UnknownModel(f"model {request.model!r} is not served; allowed: {', '.join(self.infos)}")
+        self._pipeline.check(request)
+
     def submit(self, requests: Sequence[Request], terms: Terms = Terms(), *, previews: bool = False) -> Ticket:  # noqa: ARG002, B008
         """Checks every request and queues all, or raises InvalidRequest, UnknownModel, Overloaded or EngineClosed."""
         for request in requests:
-            if request.model not in ("", *self.infos):
-                raise UnknownModel(f"model {request.model!r} is not served; allowed: {', '.join(self.infos)}")
-            self._pipeline.check(request)
+            self.check(request)
         if not requests:
             raise InvalidRequest("the list of requests is empty", param="n")
         group = _Group(next(self._numbers), Mailbox(asyncio.get_running_loop()), [None] * len(requests))
