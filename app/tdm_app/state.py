@@ -137,6 +137,11 @@ class State:
         await self.write_soon(picture_table.purge, now - pictures_s)
         return await self.write(job_table.purge, now - jobs_s)
 
+    async def checkpoint(self) -> None:
+        """Writes the log back into the database and empties it, so that what was deleted is in neither."""
+        statement = "PRAGMA wal_checkpoint(TRUNCATE)"
+        await self._run(self._writer, lambda: self._told(lambda: self._write_connection.execute(statement).fetchall()))
+
     async def _run(self, executor: ThreadPoolExecutor, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(executor, function, *args)
 
