@@ -2,5 +2,19 @@
 
 from tdm_serve.scheduler.nouns import Costs, Idle, Outcome, Policy, Promise, Refusal, Run, Stage, Work
 from tdm_serve.scheduler.queue import Waiting, next_batch
+from tdm_serve.scheduler.scheduler import Scheduler
 
-__all__ = ["Costs", "Idle", "Outcome", "Policy", "Promise", "Refusal", "Run", "Stage", "Waiting", "Work", "next_batch"]
+__all__ = [
+    "Costs",
+    "Idle",
+    "Outcome",
+    "Policy",
+    "Promise",
+    "Refusal",
+    "Run",
+    "Scheduler",
+    "Stage",
+    "Waiting",
+    "Work",
+    "next_batch",
+]

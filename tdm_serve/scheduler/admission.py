@@ -1,0 +1,138 @@
+"""Whether a ticket can be taken, and where its pictures stand in the queue, so that every earlier promise is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tdm_serve.scheduler.fairness import Shares
+from tdm_serve.scheduler.forecast import Forecast
+from tdm_serve.scheduler.nouns import Policy, Reason
+from tdm_serve.scheduler.plan import Picture, Plan
+
+DRIFT = 0.01  # part of a wait by which two forecasts of the same thing may differ
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where newcomers would stand: the whole queue with them, and what comes of it."""
+
+    queue: list[Picture]
+    forecast: Forecast
+
+
+class Door:
+    """Finds places. `ahead` makes the forecast of another queue, from now."""
+
+    def __init__(self, policy: Policy, shares: Shares, ahead: Callable[[list[Picture], float], Forecast]) -> None:
+        self._policy = policy
+        self._shares = shares
+        self._ahead = ahead
+
+    def find(self, plan: Plan, new: Sequence[Picture], before: Forecast, now_ms: float) -> Place | Reason:
+        """A place where the newcomers are in time and break no promise, or why there is none.
+
+        Tried in turn: what their key or deadline entitles them to; the end, where they pass nobody; and, for the sake
+        of a deadline, ahead of everything. `before` is what comes of the queue without them.
+        """
+        waiting, work = plan.waiting, new[0].work
+        limits = self._limits(plan, new)
+        index = self._index(waiting, new, limits, before)
+        if (reason := self._hopeless(waiting, new, index, before, now_ms)) is None:
+            place = self._place(waiting, new, index, now_ms)
+            reason = self._late(new, place.forecast, now_ms)
+            if reason is None and not self._breaks(limits, before, place.forecast):
+                return place
+            if reason is None:
+                for picture in new:
+                    picture.joins = False
+                place = self._place(waiting, new, len(waiting), now_ms)
+                reason = self._late(new, place.forecast, now_ms)
+                if reason is None:
+                    return place
+        if work.deadline_ms is None or not self._yielding(plan, new, limits, before):
+            return reason
+        for picture in new:
+            picture.urgent = True
+        place = self._place(waiting, new, 0, now_ms)
+        late = self._late(new, place.forecast, now_ms)
+        return late or ("deadline" if self._breaks(limits, before, place.forecast) else place)
+
+    def _limits(self, plan: Plan, new: Sequence[Picture]) -> dict[int, float]:
+        """How late each picture may get for the newcomers; what has begun only until it is due."""
+        waiting, work = plan.waiting, new[0].work
+        limits = {seat.picture.work.id: seat.picture.due_ms for seat in (*plan.active, *plan.finishing)}
+        if waiting and (work.deadline_ms is not None or new[0].key < waiting[-1].key):
+            allowed = self._shares.limits(waiting, work)
+        else:
+            allowed = [picture.due_ms for picture in waiting]
+        return limits | {picture.work.id: limit for picture, limit in zip(waiting, allowed, strict=True)}
+
+    def _index(
+        self, waiting: Sequence[Picture], new: Sequence[Picture], limits: dict[int, float], before: Forecast
+    ) -> int:
+        """The earliest index that newcomers are entitled to and that delays nobody by more than there is room for.
+
+        A picture is passed by one with a smaller key, and by one whose deadline is before the moment it is due.
+        """
+        deadline, key = new[0].work.deadline_ms, new[0].key
+        share_ms = sum([picture.share_ms for picture in new])
+        index = len(waiting)
+        while index:
+            other = waiting[index - 1]
+            entitled = key < other.key or (deadline is not None and deadline < other.due_ms)
+            if not entitled or limits[other.work.id] - before.ends[other.work.id] < share_ms:
+                break
+            index -= 1
+        return index
+
+    def _hopeless(
+        self, waiting: Sequence[Picture], new: Sequence[Picture], index: int, before: Forecast, now_ms: float
+    ) -> Reason | None:
+        """What shows without a forecast: those just ahead end too late already."""
+        if not index:
+            return None
+        behind_ms = before.idle_ms if index == len(waiting) else before.ends[waiting[index - 1].work.id]
+        return self._reason(new[0], behind_ms - now_ms, now_ms) if behind_ms > now_ms else None
+
+    def _place(self, waiting: Sequence[Picture], new: Sequence[Picture], index: int, now_ms: float) -> Place:
+        queue = insert(waiting, new, index)
+        return Place(queue, self._ahead(queue, now_ms))
+
+    def _late(self, new: Sequence[Picture], after: Forecast, now_ms: float) -> Reason | None:
+        return self._reason(new[0], max([after.ends[picture.work.id] for picture in new]) - now_ms, now_ms)
+
+    def _reason(self, picture: Picture, eta_ms: float, now_ms: float) -> Reason | None:
+        """Why an ETA is not good enough, if it is not."""
+        deadline = picture.work.deadline_ms
+        if deadline is not None and now_ms + eta_ms * (1 + self._policy.deadline_margin) > deadline:
+            return "deadline"
+        return "too_slow" if eta_ms > self._policy.max_wait_ms else None
+
+    @staticmethod
+    def _yielding(plan: Plan, new: Sequence[Picture], limits: dict[int, float], before: Forecast) -> bool:
+        """Whether everybody has room for being passed by the newcomers, or is late anyway."""
+        if not (plan.waiting or plan.active):
+            return False
+        share_ms = sum([picture.share_ms for picture in new])
+        room = [limit - before.ends[number] for number, limit in limits.items() if number in before.ends]
+        return all(ms >= share_ms or ms < 0 for ms in room)
+
+    @staticmethod
+    def _breaks(limits: dict[int, float], before: Forecast, after: Forecast) -> bool:
+        """Whether some picture passes its limit that did not before, or that gets later still."""
+        for number, limit in limits.items():
+            if after.ends[number] > limit and number in before.ends:
+                expected = before.ends[number]
+                if after.ends[number] > expected + DRIFT * (expected - before.made_ms):
+                    return True
+        return False
+
+
+def insert(waiting: Sequence[Picture], new: Sequence[Picture], index: int) -> list[Picture]:
+    """The queue with newcomers in it. Their keys move between those of their neighbours, so that keys stay sorted."""
+    low = waiting[index - 1].key if index else float("-inf")
+    high = waiting[index].key if index < len(waiting) else float("inf")
+    for picture in new:
+        picture.key = min(max(picture.key, low), high)
+    return [*waiting[:index], *new, *waiting[index:]]
