@@ -16,6 +16,9 @@ from tdm_serve.errors import ConfigError, OutputError
 
 BUSY_S = 10.0  # `tdm-serve keys` and a server may write at the same time; each waits this long for the other
 
+# Writes the log back into the database and empties it, so that what was deleted is in neither.
+EMPTY_LOG = "PRAGMA wal_checkpoint(TRUNCATE)"
+
 # One script per version; a database of version N has had the first N. Never change one that was released.
 MIGRATIONS = (
     """

@@ -79,7 +79,7 @@ class Feedback:
         """Deletes what fits, so that it is in no file any more; how many ratings that were."""
         assert not feedback_id == image_id == owner is None
         count = await self.state.write(feedback_table.delete, feedback_id=feedback_id, image_id=image_id, owner=owner)
-        await self.state.checkpoint()
+        await self.state.empty_log()
         return count
 
     async def _recipe(self, image_id: str, sees: str | None) -> dict[str, Any]:

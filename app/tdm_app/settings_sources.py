@@ -6,7 +6,7 @@ import argparse
 import difflib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -21,13 +21,13 @@ MASK = "********"
 DEFAULT = "default"
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """One flag per field of Settings but secrets, which every user of the machine could read in the process list.
+def add_flags(parser: argparse.ArgumentParser, names: Collection[str] = tuple(Settings.model_fields)) -> None:
+    """One flag per named field of Settings but secrets, which every user of the machine could read in the process list.
 
     Values stay text; the class checks them, so that a flag, a variable and the file are held to the same rules.
     """
     for name, field in Settings.model_fields.items():
-        if _is_secret(field):
+        if _is_secret(field) or name not in names:
             continue
         flag, dest = flag_of(name), DEST + name
         shown = "see `--print-config`" if field.default_factory else _text(field.default)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from tdm_app import job_table, picture_table
-from tdm_app.database import connect, sentences, transaction
+from tdm_app.database import EMPTY_LOG, connect, sentences, transaction
 from tdm_app.job_table import Job, Json, new_id
 from tdm_app.lock import FolderLock
 from tdm_app.picture_table import Picture
@@ -137,10 +137,9 @@ class State:
         await self.write_soon(picture_table.purge, now - pictures_s)
         return await self.write(job_table.purge, now - jobs_s)
 
-    async def checkpoint(self) -> None:
-        """Writes the log back into the database and empties it, so that what was deleted is in neither."""
-        statement = "PRAGMA wal_checkpoint(TRUNCATE)"
-        await self._run(self._writer, lambda: self._told(lambda: self._write_connection.execute(statement).fetchall()))
+    async def empty_log(self) -> None:
+        """Makes what was deleted go from the disk, too."""
+        await self._run(self._writer, lambda: self._told(lambda: self._write_connection.execute(EMPTY_LOG).fetchall()))
 
     async def _run(self, executor: ThreadPoolExecutor, function: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(executor, function, *args)

@@ -35,6 +35,8 @@ class Command(NamedTuple):
 COMMANDS: dict[str, Command] = {
     "generate": Command("tdm_serve.cli.generate", "make pictures from prompts"),
     "serve": Command("tdm_serve.cli.serve", "serve the OpenAI images API and a web page"),
+    "keys": Command("tdm_app.keys_cli", "make, list and revoke API keys of a service"),
+    "feedback": Command("tdm_app.feedback_cli", "export or delete what people think of pictures"),
     "models": Command("tdm_serve.cli.models", "list the models that have a name"),
     "finetune": Command("tdm_finetune.cli", "train a part of a model, or distil it to few steps"),
     "eval": Command("tdm_finetune.evaluate_cli", "score a checkpoint on the synthetic world's prompts"),
