@@ -70,8 +70,10 @@ class ServerProcess:
         self.url = f"http://127.0.0.1:{self.port}"
         command = [sys.executable, "-m", "tdm_serve.cli", "serve", "--device", "cpu", "--port", str(self.port)]
         self.log = log
+        self.state_dir = Path(log.name).parent / f"state-{self.port}"  # the same for the next server on this port
+        variables = {"TDM_SERVE_STATE_DIR": str(self.state_dir)} | environment
         self.process = subprocess.Popen(
-            [*command, *options], stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+            [*command, *options], stdout=subprocess.PIPE, stderr=log, text=True, env=variables
         )
 
     def wait_ready(self) -> None:
