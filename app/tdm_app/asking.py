@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from tdm_app.auth import Caller
 from tdm_app.schemas import PictureRequest
 from tdm_app.settings import Settings
 from tdm_serve import ModelInfo
 from tdm_serve.core import Request, Terms
-from tdm_serve.errors import InvalidRequest
+from tdm_serve.errors import InvalidRequest, UnknownModel
 from tdm_serve.validation import parse_size, seeds_for
 
 OFF = 1.0  # the engine's weight for "no guidance"
@@ -28,8 +31,12 @@ class Asked:
         return self.requests[0].width, self.requests[0].height
 
 
-def understand(body: PictureRequest, model: ModelInfo, settings: Settings, tenant: str) -> Asked:
-    """One engine request per picture. Raises InvalidRequest for what is outside this server's limits."""
+def understand(body: PictureRequest, infos: Mapping[str, ModelInfo], settings: Settings, tenant: str) -> Asked:
+    """One engine request per picture, for the first model where the body names none.
+
+    Raises UnknownModel, and InvalidRequest for what is outside this server's limits.
+    """
+    model = chosen(infos, body.model)
     if body.n > settings.max_images:
         raise InvalidRequest(f"n is {body.n}; it must be between 1 and {settings.max_images}", param="n")
     if len(body.prompt) > settings.max_prompt_chars:
@@ -57,11 +64,27 @@ def understand(body: PictureRequest, model: ModelInfo, settings: Settings, tenan
     return Asked(tuple(requests), Terms(body.deadline_ms, body.priority, tenant), model)
 
 
+def chosen(infos: Mapping[str, ModelInfo], name: str | None) -> ModelInfo:
+    """A served model; None means the default. Raises UnknownModel."""
+    if name is None:
+        return next(iter(infos.values()))
+    if name not in infos:
+        raise UnknownModel(f"model {name[:100]!r} is not served; allowed: {', '.join(map(repr, infos))}")
+    return infos[name]
+
+
 def weight(guidance_scale: float | None) -> float | None:
     """The engine's weight. 0 is how few-step models' examples turn guidance off, 1 is how the formula does."""
     return OFF if guidance_scale == 0 else guidance_scale
 
 
-def tenant_of(key: str | None, user: str | None) -> str:
-    """Whose share of the device a request takes: an API key's, else what the client calls its user."""
-    return f"key:{key}" if key is not None else f"user:{user}" if user else ""
+def tenant_of(caller: Caller, user: str | None) -> str:
+    """Whose share of the device a request takes: an API key's; without keys, what the client calls its user."""
+    return f"key:{caller.id}" if caller.id else f"user:{user}" if user else ""
+
+
+def facts_of(body: PictureRequest, asked: Asked, settings: Settings) -> dict[str, Any]:
+    """What the log says about a request. The prompt only where the operator wants it."""
+    width, height = asked.size
+    facts = {"model": asked.model.id, "n": body.n, "size": f"{width}x{height}"}
+    return {**facts, "prompt": body.prompt} if settings.log_prompts else facts

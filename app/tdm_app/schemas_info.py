@@ -69,7 +69,7 @@ class Features(BaseModel):
 
     stream: bool = True
     jobs: bool = True
-    url: bool
+    url: bool = True
     feedback: bool
     authentication: bool
 

@@ -12,10 +12,15 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
+from starlette.requests import HTTPConnection
+
+from tdm_app.feedback import Feedback
 from tdm_app.settings import Settings
+from tdm_app.state import State
+from tdm_app.store import MIB, Store
 from tdm_serve import AsyncEngine, GeneratedImage, ModelInfo
 from tdm_serve.core import Request, Terms
-from tdm_serve.errors import EngineClosed, UnknownModel
+from tdm_serve.errors import EngineClosed
 from tdm_serve.ticket import Ticket
 
 log = logging.getLogger(__name__)
@@ -27,9 +32,12 @@ PLAIN = Terms()
 class Service:
     """`on_failure` is called when the engine could not start; `failure` then holds the reason."""
 
-    def __init__(self, engine: AsyncEngine, settings: Settings) -> None:
+    def __init__(self, engine: AsyncEngine, settings: Settings, state: State) -> None:
         self.engine = engine
         self.settings = settings
+        self.state = state
+        self.store = Store(state.folder, settings.store_mb * MIB)
+        self.feedback = Feedback(state, settings)
         self.created = int(time.time())
         self.failure: Exception | None = None
         self.on_failure: Callable[[], None] = _nothing
@@ -50,13 +58,9 @@ class Service:
     def ready(self) -> bool:
         return self.engine.ready
 
-    def model(self, name: str | None) -> ModelInfo:
-        """A served model; None means the default. Raises UnknownModel."""
-        if name is None:
-            return self.info
-        if name not in self.infos:
-            raise UnknownModel(f"model {name!r} is not served; allowed: {', '.join(map(repr, self.infos))}")
-        return self.infos[name]
+    def base_url(self, connection: HTTPConnection) -> str:
+        """Where links begin: the address that was set, or the one at which the client reached us."""
+        return (self.settings.public_url or str(connection.base_url)).rstrip("/")
 
     def must_be_ready(self) -> None:
         """Raises EngineClosed unless a request would be served at once."""

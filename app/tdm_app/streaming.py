@@ -31,7 +31,9 @@ def partial_steps(total: int, partials: int) -> tuple[int, ...]:
     return tuple(sorted(step for step in wanted if 1 <= step < total))
 
 
-async def image_events(service: Service, body: ImageRequest, asked: Asked, ticket: Ticket) -> AsyncGenerator[bytes]:
+async def image_events(
+    service: Service, body: ImageRequest, asked: Asked, ticket: Ticket, owner: str
+) -> AsyncGenerator[bytes]:
     """The events of one request. An error becomes the last of them; leaving early calls the pictures off."""
     sent = dict.fromkeys(range(len(asked.requests)), 0)
     try:
@@ -39,7 +41,7 @@ async def image_events(service: Service, body: ImageRequest, asked: Asked, ticke
             if progress.preview is not None and progress.step in partial_steps(progress.total, body.partial_images):
                 yield await _partial(body, asked, progress, sent[progress.index])
                 sent[progress.index] += 1
-        for chunk in await _completed(service, body, ticket):
+        for chunk in await _completed(service, body, ticket, owner):
             yield chunk
     except Exception as error:
         if kind_of(error) is TABLE[Exception]:
@@ -59,9 +61,9 @@ async def _partial(body: ImageRequest, asked: Asked, progress: Progress, number:
     return event(shown.type, shown.model_dump_json())
 
 
-async def _completed(service: Service, body: ImageRequest, ticket: Ticket) -> list[bytes]:
+async def _completed(service: Service, body: ImageRequest, ticket: Ticket, owner: str) -> list[bytes]:
     pictures = await ticket.result()
-    answer = await respond(service, body, pictures)
+    answer = await respond(service, body, pictures, owner=owner, base_url="")
     chunks: list[bytes] = []
     for index, (picture, data) in enumerate(zip(pictures, answer.data, strict=True)):
         about = _common(body, (picture.width, picture.height), index)

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import time
+
 from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 
-from tdm_app.asking import tenant_of, understand
+from tdm_app.access import note
+from tdm_app.asking import facts_of, tenant_of, understand
+from tdm_app.auth import caller_of
 from tdm_app.delivery import respond
+from tdm_app.ratelimit import Limiter
 from tdm_app.schemas import ErrorResponse, ImageRequest, ImagesResponse
 from tdm_app.service import Service
 from tdm_app.sse import EventStream, kept_alive
 from tdm_app.streaming import image_events
+from tdm_app.tracing import trace_pictures
 from tdm_app.waiting import pictures_of
 
 STREAM = {"description": "With `stream`: events `image_generation.partial_image`, `image_generation.completed`."}
 RESPONSES = {200: {"content": {"text/event-stream": {"schema": {"type": "string", **STREAM}}}}}
 
 
-def images_router(service: Service) -> APIRouter:
+def images_router(service: Service, limiter: Limiter) -> APIRouter:
     """Text to pictures in OpenAI's shape."""
     router = APIRouter(prefix="/v1/images", tags=["images"])
 
@@ -30,13 +36,20 @@ def images_router(service: Service) -> APIRouter:
 
         The header `x-eta-ms` says in how many milliseconds they were predicted to be there when they were accepted.
         """
-        asked = understand(body, service.model(body.model), service.settings, tenant_of(None, body.user))
+        caller = caller_of(request)
+        asked = understand(body, service.infos, service.settings, tenant_of(caller, body.user))
+        limiter.pictures(caller, body.n)
+        asked_ns = time.time_ns()
         ticket = await service.submit(asked.requests, asked.terms, previews=body.partial_images > 0)
         headers = {"x-eta-ms": f"{ticket.eta_ms:.0f}"}
+        note(request, **facts_of(body, asked, service.settings), eta_ms=round(ticket.eta_ms, 1))
         if body.stream:
-            events = image_events(service, body, asked, ticket)
+            events = image_events(service, body, asked, ticket, caller.id)
             return EventStream(kept_alive(events, service.settings.keepalive_s), headers)
-        answer = await respond(service, body, await pictures_of(ticket, request.receive))
+        pictures, made_ns = await pictures_of(ticket, request.receive), time.time_ns()
+        base_url = service.base_url(request)
+        answer = await respond(service, body, pictures, owner=caller.id, base_url=base_url)
+        trace_pictures(request, pictures, asked_ns, made_ns)
         content = answer.model_dump_json(exclude_none=True)
         return Response(content, media_type="application/json", headers=headers)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
+from tdm_app.asking import chosen
 from tdm_app.schemas import ErrorResponse
 from tdm_app.schemas_info import ModelCard, ModelList
 from tdm_app.service import Service
@@ -22,7 +23,7 @@ def models_router(service: Service) -> APIRouter:
     @router.get("/{model:path}")
     async def get_model(model: str) -> ModelCard:  # pyright: ignore[reportUnusedFunction]
         """A served model by its id, or 404."""
-        return _card(service, service.model(model))
+        return _card(service, chosen(service.infos, model))
 
     return router
 
