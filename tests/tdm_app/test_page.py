@@ -61,11 +61,11 @@ def _note_failure(request: Any, complaints: list[str]) -> None:
 
 def test_a_prompt_becomes_a_picture(page: Any, server: Any) -> None:
     page.locator("#prompt textarea").fill("two red circles")
-    page.locator("#seed input, #seed textarea").fill("7")
+    page.locator("#generate-seed textarea, #generate-seed input").fill("7")
     page.locator("#generate").click()
-    shown = page.locator("#gallery img").first
+    shown = page.locator("#generate-shots .done .pixels img").first
     shown.wait_for()
-    assert "seed 7 · 4 NFE" in page.locator("#gallery").inner_text()
+    assert "seed 7 · 4 NFE" in page.locator("#generate-shots").inner_text()
     facts = page.locator("#facts td").all_inner_texts()
     assert facts[:3] == ["1", "7", "4"]
     assert float(facts[-1]) > 0
@@ -77,14 +77,14 @@ def _check_same_as_api(page: Any, server: Any, source: str) -> None:
     body = {"prompt": "two red circles", "seed": 7}
     answer = httpx.post(f"{server.url}/v1/images/generations", json=body, timeout=60).json()
     wanted = Image.open(io.BytesIO(base64.b64decode(answer["data"][0]["b64_json"])))
-    got = Image.open(io.BytesIO(page.request.get(source).body()))
+    got = Image.open(io.BytesIO(page.request.get(f"{server.url}/{source}").body()))
     assert got.tobytes() == wanted.tobytes()
     assert json.loads(got.info["tdm-serve"]) == json.loads(wanted.info["tdm-serve"])
 
 
 def test_several_pictures_of_another_size(page: Any) -> None:
     page.locator("#prompt textarea").fill("a blue ring left of a star")
-    page.locator("#seed input, #seed textarea").fill("20")
+    page.locator("#generate-seed textarea, #generate-seed input").fill("20")
     page.locator("#size input").fill("160x96")
     page.locator("#size input").press("Tab")
     page.locator("#count label", has_text="3").click()
@@ -92,8 +92,8 @@ def test_several_pictures_of_another_size(page: Any) -> None:
     page.locator("#facts tbody tr").nth(2).wait_for()
     seeds = [row.locator("td").nth(1).inner_text() for row in page.locator("#facts tbody tr").all()]
     assert seeds == ["20", "21", "22"]
-    assert page.locator("#gallery img").count() >= 3
-    width, height = page.locator("#gallery img").first.evaluate("image => [image.naturalWidth, image.naturalHeight]")
+    assert page.locator("#generate-shots img").count() >= 3
+    width, height = page.locator("#generate-shots .done .pixels img").first.evaluate("image => [image.naturalWidth, image.naturalHeight]")
     assert (width, height) == (160, 96)
 
 
@@ -103,13 +103,13 @@ def test_several_pictures_of_another_size(page: Any) -> None:
 )
 def test_errors_are_sentences(page: Any, prompt: str, seed: str, said: str) -> None:
     page.locator("#prompt textarea").fill(prompt)
-    page.locator("#seed input, #seed textarea").fill(seed)
+    page.locator("#generate-seed textarea, #generate-seed input").fill(seed)
     page.locator("#generate").click()
-    problem = page.locator("#problem")
+    problem = page.locator("#generate-problem")
     problem.wait_for()
     assert said in problem.inner_text()
     page.locator("#prompt textarea").fill("a red circle")
-    page.locator("#seed input, #seed textarea").fill("")
+    page.locator("#generate-seed textarea, #generate-seed input").fill("")
     page.locator("#generate").click()
     page.locator("#facts td").first.wait_for()
     problem.wait_for(state="hidden")
@@ -119,7 +119,7 @@ def test_an_example_fills_the_box_and_enter_generates(page: Any) -> None:
     page.get_by_text("four green triangles").click()
     page.wait_for_function("document.querySelector('#prompt textarea').value === 'four green triangles'")
     page.locator("#prompt textarea").press("Enter")
-    page.locator("#gallery img").first.wait_for()
+    page.locator("#generate-shots .done .pixels img").first.wait_for()
 
 
 def test_two_tabs_work_side_by_side(page: Any, server: Any) -> None:
@@ -127,7 +127,7 @@ def test_two_tabs_work_side_by_side(page: Any, server: Any) -> None:
     other.goto(f"{server.url}/")
     for tab, seed in ((page, "1"), (other, "2")):
         tab.locator("#prompt textarea").fill("a red circle")
-        tab.locator("#seed input, #seed textarea").fill(seed)
+        tab.locator("#generate-seed textarea, #generate-seed input").fill(seed)
         tab.locator("#generate").click()
     for tab, seed in ((page, "1"), (other, "2")):
         tab.locator("#facts td").first.wait_for()

@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from tdm_app.api import create_app
-from tdm_app.page import caption, requests_of, size_choices, table
+from tdm_app.page.boxes import requests_of, size_choices
+from tdm_app.page.words import caption, table
 from tdm_serve import AsyncEngine, Pipeline
 from tdm_serve.errors import InvalidRequest
 
@@ -39,9 +40,10 @@ async def test_without_gradio_the_api_runs(pipeline: Pipeline, monkeypatch: pyte
 
 
 def test_size_choices(pipeline: Pipeline) -> None:
-    sizes = size_choices(pipeline.info)
+    names, sizes = zip(*size_choices(pipeline.info), strict=True)
     assert sizes[0] == f"{pipeline.info.width}x{pipeline.info.height}"
-    assert len(sizes) == len(set(sizes)) == 3
+    assert names[0] == "Square · 128 by 128"
+    assert len(sizes) == len(set(sizes)) == 5
     for size in sizes:
         for request in requests_of("a red circle", "", size, 1):
             pipeline.check(request)
@@ -49,7 +51,7 @@ def test_size_choices(pipeline: Pipeline) -> None:
 
 def test_size_choices_stay_within_a_models_limits(pipeline: Pipeline) -> None:
     square_only = replace(pipeline.info, min_side=pipeline.info.width, max_side=pipeline.info.width)
-    assert size_choices(square_only) == [f"{pipeline.info.width}x{pipeline.info.height}"]
+    assert [size for _, size in size_choices(square_only)] == [f"{pipeline.info.width}x{pipeline.info.height}"]
 
 
 def test_requests_of_the_boxes() -> None:
