@@ -14,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tdm_app.auth import Authenticate
+from tdm_app.drain import Drain, Draining
 from tdm_app.errors import Problem
 from tdm_app.ratelimit import Limiter, RateLimit
 from tdm_app.refusal import install_refusals, refusal
@@ -49,12 +50,14 @@ EXPOSED = ("retry-after", "retry-after-ms", "x-request-id", "x-should-retry")
 
 
 def install_security(app: FastAPI, settings: Settings, state: State) -> Limiter:
-    """Adds, from the inside out: rate limits, keys, origins and hosts, CORS, headers. `app.state.limiter` counts.
+    """Adds, from the inside out: rate limits, keys, origins and hosts, CORS, headers, and the end of the service.
 
+    `app.state.limiter` counts pictures, `app.state.drain` waits for what runs.
     Call it after the limits on bodies and before RequestId, which has to stay the outermost.
     """
     limiter = Limiter(settings)
     app.state.limiter = limiter
+    app.state.drain = Drain()
     install_refusals(app)
     app.add_middleware(RateLimit, limiter=limiter)
     app.add_middleware(Authenticate, settings=settings, state=state)
@@ -68,6 +71,7 @@ def install_security(app: FastAPI, settings: Settings, state: State) -> Limiter:
             expose_headers=list(EXPOSED),
             max_age=600,
         )
+    app.add_middleware(Draining, drain=app.state.drain)
     app.add_middleware(SecurityHeaders)
     return limiter
 

@@ -63,7 +63,10 @@ class Settings(BaseSettings):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: str = Field("auto", description="auto, float32, bfloat16 or float16")
     backend: str = Field("auto", description="auto, eager or compiled")
-    strict: bool = Field(False, description="bitwise equal pixels in every batch, at some speed")
+    adapters: Literal["fused", "separate"] = Field("fused", description="fused is fast, separate needs less memory")
+    strict: bool | None = Field(
+        None, description="bitwise equal pixels in every batch; none: on a CPU, where it is cheap"
+    )
     memory_mb: Count | None = Field(None, description="device memory for models; the least used is unloaded beyond it")
     cache_mb: int = Field(64, ge=0, description="memory for prompt embeddings")
     warm: Texts = Field((), description="sizes WIDTHxHEIGHT to warm up before /readyz; empty: the model's own")
@@ -76,9 +79,9 @@ class Settings(BaseSettings):
     )
 
     max_batch: Count | None = Field(None, description="most pictures in one batch; none: what the profile finds best")
-    max_waiting: Count = Field(512, description="most pictures that wait; beyond it requests get 429")
+    max_waiting: Count = Field(256, description="most pictures that wait; beyond it requests get 429")
     max_jobs: Count = Field(1000, description="most jobs that wait; beyond it new ones get 429")
-    max_wait_s: Seconds | None = Field(None, description="longest predicted wait; beyond it requests get 429")
+    max_wait_s: Seconds = Field(60, description="longest predicted wait; beyond it requests get 429")
 
     auth: Literal["auto", "on", "off"] = Field(
         "auto", description="ask for API keys; auto: unless the address is local"

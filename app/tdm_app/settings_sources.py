@@ -32,7 +32,7 @@ def add_flags(parser: argparse.ArgumentParser, names: Collection[str] = tuple(Se
         flag, dest = flag_of(name), DEST + name
         shown = "see `--print-config`" if field.default_factory else _text(field.default)
         text = f"{field.description} (default: {shown})".replace("%", "%%")
-        if field.annotation is bool:
+        if bool in (field.annotation, *get_args(field.annotation)):
             parser.add_argument(
                 flag, dest=dest, default=argparse.SUPPRESS, action=argparse.BooleanOptionalAction, help=text
             )

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from tdm_app import job_table, picture_table
+from tdm_app import job_table, keys, picture_table
 from tdm_app.database import EMPTY_LOG, connect, sentences, transaction
 from tdm_app.job_table import Job, Json, new_id
 from tdm_app.lock import FolderLock
@@ -54,6 +54,11 @@ class State:
         state = cls(Path(tempfile.mkdtemp(prefix="tdm-serve-state-")))
         state._temporary = True
         return state
+
+    def has_keys(self) -> bool:
+        """Whether anybody could be let in. Before the event loop runs."""
+        with sentences(self.path):
+            return any(key.revoked_s is None for key in keys.listed(self._read_connection))
 
     def close(self) -> None:
         """Ends what is under way, and lets the folder go. Doing it twice is fine."""
