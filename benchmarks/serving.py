@@ -1,10 +1,10 @@
 """The service under load, beside the plain FastAPI + diffusers server of `baseline_server.py`, in one run.
 
-Both: same weights, dtype, threads, OpenMP policy, text length, schedule and output format; both are up
-throughout, but only one is loaded at a time. The load comes from this process, on the same cores. First both must make the same picture.
-Then, in this order: alone (one client), closed loop (eight clients, in turn), the same with prompts seen before and in
-bfloat16 (ours only), Poisson arrivals at 0.8 of our capacity against the virtual clock with the measured profile and the
-same arrivals, bursts, and Poisson arrivals at twice the capacity.
+Both: same weights, dtype, threads, OpenMP policy, text length, schedule and output format; both are up throughout,
+but only one is loaded at a time. The load comes from this process, on the same cores. First both must make the same
+picture. Then, in this order: alone (one client), closed loop (eight clients, in turn), the same with prompts seen
+before and in bfloat16 (ours only), Poisson arrivals at 0.8 of our capacity against the virtual clock with the
+measured profile and the same arrivals, bursts, and Poisson arrivals at twice the capacity.
 """
 
 from __future__ import annotations
