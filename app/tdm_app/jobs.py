@@ -40,12 +40,14 @@ from tdm_serve.errors import (
     Overloaded,
     TdmServeError,
 )
+from tdm_serve.stats import WarmShape
 from tdm_serve.ticket import Ticket
 
 log = logging.getLogger(__name__)
 
 FED_BATCHES = 2  # pictures of jobs in the engine, in its best batches: one on the device, one behind it
 LONGEST_PAUSE_S = 1.0  # between two attempts to hand a job to a busy engine
+NOT_WARM_MS = 5000.0  # when to come back while nothing can be predicted
 TRIES = 2  # of a job whose engine died under it
 
 
@@ -120,29 +122,22 @@ class Jobs:
         stats = self._service.engine.stats()
         return stats.waiting + stats.running + sum(other.pictures for other in self._queue.before(live))
 
-    def eta_ms(self, live: LiveJob) -> float:
-        """Milliseconds until its pictures are predicted to be there."""
+    def eta_ms(self, live: LiveJob) -> float | None:
+        """Milliseconds until its pictures are predicted to be there; None while the model is not warm."""
         if live.ticket is not None:
             return live.ticket.eta_ms
-        waiting = sum(self._cost_ms(other) for other in self._queue.before(live))
-        return self._service.engine.stats().backlog_ms + waiting + self._cost_ms(live)
-
-    def _cost_ms(self, live: LiveJob) -> float:
-        """What its pictures take, one after the other: the time of a warm shape, scaled to their pixels and steps."""
         shapes = self._service.engine.capabilities()
         if not shapes:
-            return 0.0
-        request, model, shape = live.asked.requests[0], live.asked.model, shapes[0]
-        alone_ms = shape.alone_ms.get(model.id, max(shape.alone_ms.values(), default=0.0))
-        pixels = request.width * request.height / (shape.width * shape.height)
-        steps = len(model.sigmas)
-        return live.pictures * alone_ms * pixels * (request.steps or steps) / steps
+            return None
+        first = sum(_cost_ms(other, shapes[0]) for other in self._queue.before(live))
+        return self._service.engine.stats().backlog_ms + first + _cost_ms(live, shapes[0])
 
     def _check_room(self) -> None:
         limit, waiting = self._service.settings.max_jobs, self._queue.waiting
         if len(waiting) >= limit:
             first = min(waiting, key=lambda live: live.rank)
-            raise Overloaded(f"{len(waiting)} jobs wait already; allowed: {limit}", self.eta_ms(first))
+            retry_after_ms = self.eta_ms(first) or NOT_WARM_MS
+            raise Overloaded(f"{len(waiting)} jobs wait already; allowed: {limit}", retry_after_ms)
 
     async def _feed(self) -> None:
         """Hands jobs to the engine for as long as it takes any."""
@@ -247,7 +242,16 @@ class Jobs:
         task.add_done_callback(self._carriers.discard)
 
 
-def _check_deadline(asked: Asked, eta_ms: float) -> None:
+def _check_deadline(asked: Asked, eta_ms: float | None) -> None:
     deadline_ms = asked.terms.deadline_ms
-    if deadline_ms is not None and eta_ms > deadline_ms:
+    if deadline_ms is not None and eta_ms is not None and eta_ms > deadline_ms:
         raise DeadlineUnreachable(f"deadline_ms is {deadline_ms:g}; the job is predicted to take {eta_ms:.0f}", eta_ms)
+
+
+def _cost_ms(live: LiveJob, shape: WarmShape) -> float:
+    """What its pictures take, one after the other: the time of a warm shape, scaled to their pixels and steps."""
+    request, model = live.asked.requests[0], live.asked.model
+    alone_ms = shape.alone_ms.get(model.id, max(shape.alone_ms.values(), default=0.0))
+    pixels = request.width * request.height / (shape.width * shape.height)
+    steps = len(model.sigmas)
+    return live.pictures * alone_ms * pixels * (request.steps or steps) / steps

@@ -36,7 +36,9 @@ class Job(BaseModel):
     n: int
     seed: int = Field(description="Of the first picture, also where the request named none.")
     position: int = Field(description="Pictures of others that come before these; 0 when running or finished.")
-    eta_ms: float | None = Field(description="Milliseconds until it is predicted to be done; null when finished.")
+    eta_ms: float | None = Field(
+        description="Milliseconds until it is predicted to be done; null when finished or not warm."
+    )
     result: ImagesResponse | None = Field(
         default=None, description="As of `/v1/images/generations`; null before success."
     )

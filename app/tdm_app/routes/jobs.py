@@ -107,6 +107,7 @@ class JobView:
         """One job; `pictures` of a succeeded one are read from the store."""
         live = self._jobs.live(job.id)
         retention_s = self._service.settings.job_retention_s
+        eta_ms = None if live is None or job.ended else self._jobs.eta_ms(live)
         return Job(
             id=job.id,
             status=job.status,
@@ -118,7 +119,7 @@ class JobView:
             n=job.body["n"],
             seed=job.body["seed"],
             position=0 if live is None or job.ended else self._jobs.position(live),
-            eta_ms=None if live is None or job.ended else round(self._jobs.eta_ms(live), 1),
+            eta_ms=None if eta_ms is None else round(eta_ms, 1),
             result=await self._result(job, request) if pictures and job.result else None,
             error=ErrorBody(**job.error) if job.error else None,
         )
