@@ -115,7 +115,7 @@ def _sentence(error: ValidationError, sources: Mapping[str, str]) -> str:
 
 def _near(name: str, prefix: str = "", change: Any = str) -> str:
     names = list(Settings.model_fields)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     if near:
         return f"did you mean {' or '.join(prefix + change(match) for match in near)}?"
     return f"known: {', '.join(prefix + change(known) for known in names)}"
