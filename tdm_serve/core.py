@@ -114,11 +114,13 @@ class GeneratedImage:
     model: str
     checkpoint_hash: str
     timings_ms: Mapping[str, float] = field(default_factory=dict[str, float])  # text, denoise, decode, total
+    negative_prompt: str = ""
 
     def recipe(self) -> dict[str, Any]:
-        """Everything but the pixels and the timings, JSON-ready."""
+        """Everything but the pixels and the timings, JSON-ready; a negative prompt where there was one."""
         names = ("prompt", "seed", "width", "height", "nfe", "guidance", "model", "checkpoint_hash")
-        return {name: getattr(self, name) for name in names} | {"sigmas": list(self.sigmas)}
+        plain = {name: getattr(self, name) for name in names} | {"sigmas": list(self.sigmas)}
+        return plain | ({"negative_prompt": self.negative_prompt} if self.negative_prompt else {})
 
     def png(self) -> bytes:
         """The picture as PNG with the recipe in text chunks: the whole as JSON, and `prompt` and `seed` plainly."""

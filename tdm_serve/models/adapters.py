@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,39 @@ from tdm_serve.errors import CheckpointError
 PREFIX = "transformer."
 UNREAD = ("alpha_pattern", "rank_pattern", "use_rslora")  # PEFT settings that would change the scale
 METADATA_KEY = "lora_adapter_metadata"  # where diffusers keeps the PEFT config of a LoRA file
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """What an adapter adds to one linear: scale * B A, with A (r, in), B (out, r) and scale alpha / r."""
+
+    a: Tensor
+    b: Tensor
+    scale: float
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.b.shape[0], self.a.shape[1]
+
+    def added_to(self, weight: Tensor) -> Tensor:
+        """The weight (out, in) with the adapter in it, summed in float32 and rounded once to the weight's own type."""
+        a, b = (factor.to(weight.device, torch.float32) for factor in (self.a, self.b))
+        return (weight.float() + self.scale * (b @ a)).to(weight.dtype)
+
+
+def read_adapters(path: Path) -> dict[str, Lora]:
+    """Module name -> adapter, of a LoRA file."""
+    pairs, scale = read_lora(path)
+    return {name: Lora(a, b, scale) for name, (a, b) in pairs.items()}
+
+
+def adapted_names(path: Path) -> set[str]:
+    """Names of the modules that a LoRA file changes, from its header alone."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {_module_name(key, path) for key in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"adapter {path} cannot be read: {error}") from error
 
 
 def read_lora(path: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:
@@ -63,19 +97,21 @@ def _scale(metadata: Mapping[str, str], pairs: Mapping[str, tuple[Tensor, Tensor
     return alpha / rank
 
 
+def check_fits(path: Path, name: str, lora: Lora, shape: Sequence[int]) -> None:
+    """Raises CheckpointError unless an adapter has the shape (out, in) of the weight it changes."""
+    if lora.shape != tuple(shape):
+        raise CheckpointError(f"adapter {path} changes {name} by {lora.shape}, but the base has {tuple(shape)}")
+
+
 @torch.no_grad()
 def fuse_lora(model: nn.Module, path: Path) -> int:
     """Adds alpha / r * B A to each named linear of `model`, in float32; returns how many modules changed."""
-    pairs, scale = read_lora(path)
-    for name, (a, b) in pairs.items():
+    adapters = read_adapters(path)
+    for name, lora in adapters.items():
         try:
             weight = model.get_parameter(f"{name}.weight")
         except AttributeError as error:
             raise CheckpointError(f"adapter {path} names {name}, which the base does not have") from error
-        if (b.shape[0], a.shape[1]) != tuple(weight.shape):
-            raise CheckpointError(
-                f"adapter {path} changes {name} by {(b.shape[0], a.shape[1])}, but the base has {tuple(weight.shape)}"
-            )
-        delta = scale * (b.to(weight.device, torch.float32) @ a.to(weight.device, torch.float32))
-        weight.copy_((weight.float() + delta).to(weight.dtype))
-    return len(pairs)
+        check_fits(path, name, lora, weight.shape)
+        weight.copy_(lora.added_to(weight))
+    return len(adapters)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,8 @@ from tdm_serve.sampling import Row, rows_for, sigma_grid
 
 MANIFEST = "tdm_serve.json"
 FORMAT = 1
+
+Colours = tuple[tuple[float, float, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,7 @@ class ModelSpec:
     max_side: int
     max_prompt_tokens: int
     description: str
+    preview: Colours | None = None  # latents to colours, the matrix of tdm_serve.preview
 
     def rows(self, steps: int | None = None) -> tuple[Row, ...]:
         """The trained table, or the same grid with another number of steps (untrained for a distilled version)."""
@@ -73,11 +77,22 @@ def read_spec(folder: Path, version: str | None, model_id: str) -> ModelSpec:
             max_side=int(limits["max_side"]),
             max_prompt_tokens=int(limits["max_prompt_tokens"]),
             description=str(chosen.get("description", "")),
+            preview=_preview_matrix(manifest),
         )
         spec.rows()
     except (AttributeError, KeyError, TypeError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{folder / MANIFEST} is not usable: {error!r}") from error
     return spec
+
+
+def _preview_matrix(manifest: Mapping[str, Any]) -> Colours | None:
+    """`preview.matrix`: rows of three numbers, one a latent channel and one for the offset."""
+    preview = cast(Mapping[str, Any], manifest.get("preview") or {})
+    rows = cast(list[list[float]], preview.get("matrix") or [])
+    matrix = tuple((float(r), float(g), float(b)) for r, g, b in rows)
+    if not all(isfinite(value) for row in matrix for value in row):
+        raise ValueError("preview.matrix holds values that are no numbers")
+    return matrix or None
 
 
 def _manifest(folder: Path) -> Mapping[str, Any]:
