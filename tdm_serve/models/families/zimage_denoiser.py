@@ -215,7 +215,7 @@ class ZImageDenoiser(nn.Module):
         x = torch.where(padding.unsqueeze(-1), self.text_pad.to(x.dtype), x)
         cos, sin = self.rope(text.shape[1], 0, 0, text.device)
         for block in self.text_blocks:
-            x = block(x, (cos, sin), route=route)
+            x = block(x, (cos, sin), None, route)
         return x
 
     def forward(self, latents: Tensor, modulation: Tensor, text: Tensor, route: Route = ()) -> Tensor:
