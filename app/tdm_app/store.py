@@ -118,6 +118,10 @@ class Store:
         except OutputError:
             self._remove([file_id])
             raise
+        with self._lock:
+            dropped = file_id not in self._sizes
+        if dropped:  # newer ones needed its place while it was written
+            self._remove([file_id])
         return file_id
 
     def _surplus(self) -> list[str]:
