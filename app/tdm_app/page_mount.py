@@ -100,11 +100,11 @@ def mount_page(app: FastAPI, service: Service) -> contextlib.AbstractAsyncContex
         return contextlib.nullcontext()
     _use_private_cache()
     gr: Any = importlib.import_module("gradio")
-    host = FastAPI(openapi_url=None)
+    host, page = FastAPI(openapi_url=None), build_page(service, getattr(app.state, "limiter", None))
+    script = f"<script>{SCRIPT.read_text(encoding='utf-8')}</script>"
     gr.mount_gradio_app(
-        host, build_page(service), path="/", footer_links=[], run_history=False, show_error=False, ssr_mode=False,
-        enable_monitoring=False, pwa=False, mcp_server=False, theme=_theme(gr),
-        css_paths=CSS, head=f"<script>{SCRIPT.read_text(encoding='utf-8')}</script>",
+        host, page, path="/", footer_links=[], run_history=False, show_error=False, ssr_mode=False,
+        enable_monitoring=False, pwa=False, mcp_server=False, theme=_theme(gr), css_paths=CSS, head=script,
     )  # fmt: skip
     app.router.default = PageFallback(host, app.router.not_found, service.stopping)
     return _lifespan(host)

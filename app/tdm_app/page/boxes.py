@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+from tdm_app.settings import Settings
 from tdm_serve.core import ModelInfo, Request
 from tdm_serve.errors import InvalidRequest
 from tdm_serve.validation import parse_size, seeds_for
@@ -15,7 +16,7 @@ SHAPES = (("Square", 1, 1), ("Landscape", 3, 2), ("Portrait", 2, 3), ("Wide", 16
 
 def requests_of(prompt: str, seed: str, size: str, count: int, model: str = "") -> list[Request]:
     """One request per picture, with consecutive seeds. Raises InvalidRequest."""
-    if count not in range(1, MAX_ON_PAGE + 1):
+    if count not in range(1, MAX_ON_PAGE + 1):  # other numbers come from no button of ours
         raise InvalidRequest(f"the number of pictures is {count}; allowed here: 1 to {MAX_ON_PAGE}", param="n")
     width, height = parse_size(size)
     return [Request(prompt, one, width, height, model=model) for one in seeds_for(seed_of(seed), count)]
@@ -26,6 +27,18 @@ def versus(prompt: str, seed: str, size: str, models: Iterable[str]) -> list[Req
     width, height = parse_size(size)
     (one,) = seeds_for(seed_of(seed), 1)
     return [Request(prompt, one, width, height, model=model) for model in models]
+
+
+def check_limits(requests: Sequence[Request], settings: Settings) -> None:
+    """Raises InvalidRequest for what is outside this server's own limits, which are narrower than the model's."""
+    for request in requests:
+        if len(request.prompt) > settings.max_prompt_chars:
+            count = f"the prompt has {len(request.prompt)} characters"
+            raise InvalidRequest(f"{count}; allowed here: at most {settings.max_prompt_chars}", "prompt")
+        pixels = request.width * request.height
+        if settings.max_pixels is not None and pixels > settings.max_pixels:
+            size = f"size {request.width}x{request.height} has {pixels} pixels"
+            raise InvalidRequest(f"{size}; allowed here: at most {settings.max_pixels}", "size")
 
 
 def seed_of(text: str) -> int | None:

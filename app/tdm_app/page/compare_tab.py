@@ -8,6 +8,7 @@ from typing import Any
 from tdm_app.page.boxes import EXAMPLES, model_choices, size_choices, versus
 from tdm_app.page.seedbox import SeedBox
 from tdm_app.page.stage import NOW, RUNS, Page, Stage, Updates, run_buttons
+from tdm_app.page.words import title
 
 HINT = "The same prompt, the same noise, two checkpoints."
 SIDES = ("Left", "Right")
@@ -15,7 +16,7 @@ SIDES = ("Left", "Right")
 
 def compare_tab(page: Page) -> None:
     """Builds it where it is called. Needs two checkpoints."""
-    gr, infos = page.gr, page.service.engine.infos
+    gr, infos = page.gr, page.service.infos
     sizes, models = size_choices(page.service.info), model_choices(infos.values())
     with gr.Row(elem_classes="desk"):
         with gr.Column(elem_classes="ask", min_width=0):
@@ -35,7 +36,8 @@ def compare_tab(page: Page) -> None:
         prompt: str, text: str, lock: bool, size: str, left: str, right: str, request: Any
     ) -> AsyncGenerator[Updates]:
         yield {verdict: gr.Row(visible=False)}
-        async for changes in stage.play(request, lambda: versus(prompt, text, size, (left, right)), (left, right)):
+        titles = [title(infos[model]) for model in (left, right)]
+        async for changes in stage.play(request, lambda: versus(prompt, text, size, (left, right)), titles):
             yield changes
         tab = page.tab_of(request)
         if kept := [tab.shown[slot.name] for slot in stage.slots if slot.name in tab.shown]:
@@ -62,7 +64,9 @@ def _prefer(stage: Stage, side: int, better: list[Any]) -> Any:
         ids = [kept.id for slot in stage.slots if (kept := shown.get(slot.name)) and kept.id is not None]
         if len(ids) != len(stage.slots):
             return {}
-        if trouble := await stage.attempt(page.feedback.prefer(ids[side], ids[1 - side], page.caller_of(request).id)):
+        if trouble := await stage.attempt(
+            page.service.feedback.prefer(ids[side], ids[1 - side], page.caller_of(request).id)
+        ):
             return trouble
         return {
             button: gr.Button(variant="primary" if place == side else "secondary")

@@ -46,22 +46,21 @@ def preview(width: int, height: int, strip: Strip, step: int, total: int) -> str
     badge = f'<span class="badge">{step}/{total}</span>'
     return (
         f'<figure class="shot live"><div class="pixels" style="{_shape(width, height)}">{newest}{badge}</div>'
-        f"{_strip(strip)}</figure>"
+        f'<div class="below">{_strip(strip)}</div></figure>'
     )
 
 
 def finished(kept: Kept, title: str = "") -> str:
-    """The picture, how it came about, its caption, and its two files."""
+    """The picture, how it came about, its two files and its caption. `title` is HTML."""
     picture, name = kept.picture, safe(f"{kept.picture.prompt}, seed {kept.picture.seed}")
-    head = f'<p class="title">{safe(title)}</p>' if title else ""
     source = f"gradio_api/file={kept.png}"
     return (
-        f'<figure class="shot done">{head}<a class="pixels" style="{_shape(picture.width, picture.height)}" '
+        f'<figure class="shot done">{title}<a class="pixels" style="{_shape(picture.width, picture.height)}" '
         f'href="{source}" target="_blank" title="Open the picture"><img src="{source}" alt="{name}"></a>'
-        f"{_strip((*kept.strip, source) if kept.strip else ())}"
-        f'<figcaption><span class="facts">{safe(kept.caption)}</span><span class="files">'
+        f'<div class="below">{_strip((*kept.strip, source) if kept.strip else ())}<span class="files">'
         f'<a href="{source}" download="{kept.png.name}">PNG</a>'
-        f'<a href="gradio_api/file={kept.recipe}" download="{kept.recipe.name}">Recipe</a></span></figcaption></figure>'
+        f'<a href="gradio_api/file={kept.recipe}" download="{kept.recipe.name}">Recipe</a></span></div>'
+        f"<figcaption>{safe(kept.caption)}</figcaption></figure>"
     )
 
 

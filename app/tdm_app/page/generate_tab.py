@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
-from tdm_app.page.boxes import EXAMPLES, MAX_ON_PAGE, model_choices, requests_of, size_choices
+from tdm_app.page.boxes import EXAMPLES, model_choices, requests_of, size_choices
 from tdm_app.page.seedbox import SeedBox
 from tdm_app.page.stage import RUNS, Page, Stage, Updates, run_buttons
 from tdm_app.page.words import table
@@ -30,7 +30,7 @@ class GenerateTab:
 
 def generate_tab(page: Page) -> GenerateTab:
     """Builds it where it is called."""
-    gr, infos = page.gr, page.service.engine.infos
+    gr, infos = page.gr, page.service.infos
     sizes, models = size_choices(page.service.info), model_choices(infos.values())
     with gr.Row(elem_classes="desk"):
         with gr.Column(elem_classes="ask", min_width=0):
@@ -45,10 +45,10 @@ def generate_tab(page: Page) -> GenerateTab:
                 models, value=models[0][1], label="Checkpoint", visible=len(models) > 1, elem_id="model"
             )
             size = gr.Dropdown(sizes, value=sizes[0][1], label="Size", allow_custom_value=True, elem_id="size")
-            count = gr.Radio(list(range(1, MAX_ON_PAGE + 1)), value=1, label="Pictures", elem_id="count")
+            count = gr.Radio(list(range(1, page.places + 1)), value=1, label="Pictures", elem_id="count")
             seed = SeedBox(page, "generate")
         with gr.Column(elem_classes="result", min_width=0):
-            stage = Stage(page, "generate", MAX_ON_PAGE, go, stop, HINT)
+            stage = Stage(page, "generate", page.places, go, stop, HINT)
             facts = gr.Markdown(elem_id="facts", elem_classes="facts-table")
 
     async def generate(

@@ -16,13 +16,13 @@ def history_tab(page: Page, tabs: Any, home: Any, target: GenerateTab, selected:
     """Builds it where it is called. `selected` is this tab's own select event, `home` the tab to go back to."""
     gr = page.gr
     hint = page.markup(figures.status(EMPTY), elem_id="history-hint")
-    with gr.Row(elem_classes="desk"):
-        with gr.Column(scale=7, min_width=300):
+    with gr.Row(elem_classes="past"):
+        with gr.Column(min_width=0):
             gallery = gr.Gallery(
                 show_label=False, columns=6, object_fit="contain", allow_preview=False, interactive=False, buttons=[],
                 elem_id="history", visible=False, container=False,
             )  # fmt: skip
-        with gr.Column(scale=4, min_width=300, visible=False, elem_id="history-detail") as detail:
+        with gr.Column(min_width=0, visible=False, elem_id="history-detail") as detail:
             figure = page.markup()
             recipe = page.markup(elem_id="history-recipe")
             use = gr.Button("Use this recipe", elem_id="history-use")

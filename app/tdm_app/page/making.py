@@ -26,13 +26,14 @@ class View:
 
     @property
     def done(self) -> int:
-        """Evaluations that the slowest picture has behind it."""
-        return min((one.step if one else 0) for one in self.newest)
+        """Evaluations so far, of all pictures."""
+        return sum(one.step for one in self.newest if one)
 
     @property
     def total(self) -> int:
-        """Evaluations of the slowest picture; 0 before the first news."""
-        return max((one.total if one else 0) for one in self.newest)
+        """Evaluations of all pictures, as far as is known; 0 before the first news."""
+        totals = [one.total for one in self.newest if one]
+        return sum(totals) + max(totals, default=0) * (len(self.newest) - len(totals))
 
     @property
     def share(self) -> float:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from tdm_app.page.boxes import EXAMPLES, MAX_ON_PAGE, model_choices, requests_of
+from tdm_app.page.boxes import EXAMPLES, model_choices, requests_of
 from tdm_app.page.groups import Groups, count_groups
 from tdm_app.page.stage import NOW, RUNS, Page, Stage, Updates, run_buttons
 from tdm_app.page.suggestions import suggestion
@@ -24,7 +24,7 @@ ABOUT = (
 
 def rate_tab(page: Page, selected: Any) -> None:
     """Builds it where it is called; `selected` is its own select event."""
-    gr, infos = page.gr, page.service.engine.infos
+    gr, infos = page.gr, page.service.infos
     models, own = model_choices(infos.values()), page.service.info.id.startswith("default")
     with gr.Row(elem_classes="desk"):
         with gr.Column(elem_classes="ask", min_width=0):
@@ -38,16 +38,16 @@ def rate_tab(page: Page, selected: Any) -> None:
             )
             score = page.markup(elem_id="score")
         with gr.Column(elem_classes="result", min_width=0):
-            stage = Stage(page, "rate", MAX_ON_PAGE, go, stop, HINT)
+            stage = Stage(page, "rate", page.places, go, stop, HINT)
             rest = gr.Button("The others are bad · next group", interactive=False, elem_id="rate-rest")
 
     async def tally(model: str) -> str:
-        return sentence(count_groups(await page.feedback.records(), infos[model].checkpoint_hash), model)
+        return sentence(count_groups(await page.service.feedback.records(), infos[model].checkpoint_hash), model)
 
     async def group(prompt: str, model: str, request: Any) -> AsyncGenerator[Updates]:
         info = infos[model]
         size = f"{info.width}x{info.height}"
-        async for changes in stage.play(request, lambda: requests_of(prompt, "", size, MAX_ON_PAGE, model)):
+        async for changes in stage.play(request, lambda: requests_of(prompt, "", size, page.places, model)):
             yield changes
         yield {rest: gr.Button(interactive=stage.slots[0].name in page.tab_of(request).shown)}
 
@@ -75,8 +75,7 @@ def sentence(groups: Groups, model: str) -> str:
     """How far the ratings go, and the commands that train from them, as HTML."""
     return (
         f'<div class="score"><p><strong>{groups.usable}</strong> of {groups.groups} rated groups usable</p>'
-        f"<p>{groups.pictures} pictures of <code>{safe(model)}</code> rated so far.</p>"
-        "<p>To train from them, on the machine that serves:</p>"
+        f"<p>{groups.pictures} pictures of <code>{safe(model)}</code> are rated. To train from them:</p>"
         "<pre><code>tdm-serve feedback export likes.jsonl<br>"
         f"tdm-serve finetune tdm-r1 --checkpoint {safe(model)} --feedback likes.jsonl</code></pre></div>"
     )

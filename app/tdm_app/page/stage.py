@@ -16,14 +16,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from tdm_app.auth import Caller, caller_of
-from tdm_app.feedback import Feedback
 from tdm_app.page import figures, words
+from tdm_app.page.boxes import MAX_ON_PAGE, check_limits
 from tdm_app.page.keep import Kept, Tab, Tabs
 from tdm_app.page.making import View, watch
+from tdm_app.ratelimit import Limiter
 from tdm_app.service import Service
 from tdm_serve import GeneratedImage
 from tdm_serve.core import Request, Terms
 from tdm_serve.errors import Cancelled, TdmServeError
+from tdm_serve.ticket import Ticket
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ class Page:
     gr: Any  # the module; its events are made at import time, types cannot follow
     service: Service
     tabs: Tabs
-    feedback: Feedback
+    limiter: Limiter | None
 
     def markup(self, value: str = "", **options: Any) -> Any:
         """A component that shows our own HTML as it is. Everything in it that is not ours went through `safe`."""
@@ -51,9 +53,21 @@ class Page:
         """The open tab that an event comes from."""
         return self.tabs.of(request.session_hash)
 
+    @property
+    def places(self) -> int:
+        """Pictures at once."""
+        return min(MAX_ON_PAGE, self.service.settings.max_images)
+
     def caller_of(self, request: Any) -> Caller:
         """Who has opened it: the key that the browser sent, nobody in particular without keys."""
         return caller_of(request.request)
+
+    async def submit(self, asked: Sequence[Request], caller: Caller) -> Ticket:
+        """Under the same limits as the API's requests. Raises InvalidRequest, Refused, Overloaded, ..."""
+        check_limits(asked, self.service.settings)
+        if self.limiter is not None:
+            self.limiter.pictures(caller, len(asked))
+        return await self.service.submit(asked, Terms(tenant=caller.share), previews=True)
 
     def visitor(self, handler: Any) -> Any:
         """Marks the parameters `request` and `event` of a function: gradio fills them in by their type."""
@@ -109,7 +123,7 @@ class Stage:
             asked = ask()
             yield self._opening(asked)
             tab.cancel(self.name)
-            ticket = await self.page.service.submit(asked, Terms(tenant=caller.share), previews=True)
+            ticket = await self.page.submit(asked, caller)
             tab.tickets[self.name] = ticket
             try:
                 async with aclosing(watch(ticket, len(asked))) as views:
@@ -126,7 +140,7 @@ class Stage:
             yield self._failed(error)
 
     async def _keep(self, tab: Tab, pictures: Sequence[GeneratedImage], view: View | None, owner: str) -> list[Kept]:
-        ids = await self.page.feedback.ids(pictures, owner)
+        ids = await self.page.service.feedback.ids(pictures, owner)
         strips = view.strips if view is not None else ((),) * len(pictures)
         writes = (asyncio.to_thread(tab.keep, *one) for one in zip(pictures, strips, ids, strict=True))
         kept = list(await asyncio.gather(*writes))
@@ -199,7 +213,7 @@ class Stage:
         kept = tab.shown.get(slot.name)
         if kept is None or kept.id is None:
             return {}
-        if trouble := await self.attempt(self.page.feedback.rate(kept.id, up, self.page.caller_of(request).id)):
+        if trouble := await self.attempt(self.page.service.feedback.rate(kept.id, up, self.page.caller_of(request).id)):
             return trouble
         tab.ratings[kept.id] = up
         return self.thumbs(tab, slot)
@@ -227,7 +241,7 @@ class Stage:
             return page.visitor(rate)
 
         stop.click(page.visitor(cancel), None, None, **NOW)
-        if page.feedback.on:
+        if page.service.feedback.on:
             for slot in self.slots:
                 for button, up in ((slot.up, True), (slot.down, False)):
                     button.click(rater(slot, up), None, [self.problem, slot.thumbs, slot.up, slot.down], **NOW)

@@ -14,14 +14,18 @@ from tdm_serve.errors import Cancelled, DeadlineUnreachable, OutputError, Overlo
 BROKEN = "something broke on the server; its log says what. Please try again"
 
 
-def heading(info: ModelInfo, models: int = 1) -> str:
+def heading(info: ModelInfo) -> str:
     """Title and one sentence about the model, as HTML."""
     about = f" {safe(info.description)}" if info.description else ""
-    others = f" {models} checkpoints share this server." if models > 1 else ""
     return (
         f'<header class="top"><h1>tdm-serve</h1><p><code>{safe(info.id)}</code> makes a picture in '
-        f"{info.nfe} network evaluations.{about}{others}</p></header>"
+        f"{info.nfe} network evaluations.{about}</p></header>"
     )
+
+
+def title(info: ModelInfo) -> str:
+    """What stands over a picture where several checkpoints are on show, as HTML."""
+    return f'<p class="title"><strong>{safe(info.id)}</strong> {safe(info.description)}</p>'
 
 
 def caption(picture: GeneratedImage) -> str:
@@ -50,7 +54,7 @@ def progress(done: int, total: int, ahead: int, left_ms: float) -> str:
     left = f"about {seconds(left_ms)} left" if left_ms > 0 else "almost there"
     if done == 0 and ahead > 0:
         return f"{ahead} {'picture' if ahead == 1 else 'pictures'} ahead · {left}"
-    return f"Evaluation {done} of {total} · {left}" if total else f"Starting · {left}"
+    return f"{done} of {total} evaluations · {left}" if total else f"Starting · {left}"
 
 
 def made(count: int, took_ms: float) -> str:
