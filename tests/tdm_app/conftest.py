@@ -6,17 +6,14 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, ExitStack, contextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
-from fastapi import FastAPI
 
 from tdm_app.api import create_app
 from tdm_serve import AsyncEngine, Pipeline
@@ -38,30 +35,6 @@ async def client(pipeline: Pipeline, anyio_backend: str) -> AsyncIterator[httpx.
         await stack.enter_async_context(app.router.lifespan_context(app))
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         yield await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url="http://test"))
-
-
-@contextmanager
-def serving(app: FastAPI) -> Iterator[str]:
-    """An app behind a real socket, in a thread of this process; its address."""
-    config = uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=10)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[[FastAPI], str]]:
-    """`serve(app)` gives the address of an app behind a real socket, until the test is over."""
-    with ExitStack() as stack:
-        yield lambda app: stack.enter_context(serving(app))
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import httpx
@@ -140,7 +140,7 @@ async def test_what_is_wrong_from_the_start_is_a_plain_error(client: httpx.Async
 # Streams without an engine: keep-alive, errors, clients that leave
 
 
-async def slow(pauses: list[float], ended: list[str]) -> AsyncIterator[bytes]:
+async def slow(pauses: list[float], ended: list[str]) -> AsyncGenerator[bytes]:
     try:
         for pause in pauses:
             await asyncio.sleep(pause)
@@ -152,7 +152,7 @@ async def slow(pauses: list[float], ended: list[str]) -> AsyncIterator[bytes]:
 @pytest.mark.anyio
 async def test_silence_is_filled_with_comments() -> None:
     ended: list[str] = []
-    chunks = [chunk async for chunk in kept_alive(slow([0.0, 0.25, 0.0], ended), 0.05)]  # pyright: ignore
+    chunks = [chunk async for chunk in kept_alive(slow([0.0, 0.25, 0.0], ended), 0.05)]
     assert [chunk for chunk in chunks if chunk != KEEP_ALIVE] == [b"event: x\ndata: {}\n\n"] * 3
     assert chunks[0] != KEEP_ALIVE
     assert 2 <= chunks.count(KEEP_ALIVE) <= 5
@@ -181,7 +181,7 @@ async def test_a_client_that_leaves_ends_the_events(after: int) -> None:
     async def send(message: Any) -> None:
         sent.append(message)
 
-    response = EventStream(kept_alive(slow([0.0] * after + [60.0], ended), 60.0))  # pyright: ignore
+    response = EventStream(kept_alive(slow([0.0] * after + [60.0], ended), 60.0))
     running = asyncio.create_task(response({"type": "http"}, receive, send))
     await asyncio.sleep(0.05)
     gone.set()
