@@ -20,6 +20,7 @@ class Mailbox:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
+        self.number = 0  # of the ticket, once it has one
         self.progress: list[Progress] = []
         self.outcome: Outcome | None = None
         self._waiters: list[asyncio.Future[None]] = []
@@ -46,6 +47,12 @@ class Mailbox:
             self._callbacks.append(callback)
         else:
             self.loop.call_soon(callback)
+
+    async def arrival(self) -> Outcome:
+        """Waits for the outcome."""
+        while self.outcome is None:
+            await self.change()
+        return self.outcome
 
     async def change(self) -> None:
         """Returns when the next thing has arrived."""
@@ -126,8 +133,7 @@ class Ticket:
 
         May be awaited several times. Cancelling the waiting task does not cancel the ticket.
         """
-        while (outcome := self._mailbox.outcome) is None:
-            await self._mailbox.change()
+        outcome = await self._mailbox.arrival()
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
