@@ -115,6 +115,7 @@ class GeneratedImage:
     checkpoint_hash: str
     timings_ms: Mapping[str, float] = field(default_factory=dict[str, float])  # text, denoise, decode, total
     negative_prompt: str = ""
+    tokens: int = 0  # of the prompt, its template included
 
     def recipe(self) -> dict[str, Any]:
         """Everything but the pixels and the timings, JSON-ready; a negative prompt where there was one."""

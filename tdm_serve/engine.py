@@ -128,7 +128,7 @@ class Engine:
         wanted = [self._wanted(request, shape) for request, shape in zip(requests, shapes, strict=True)]
         texts = self._texts.get(text for each in wanted for text in each)
         samples = [
-            self._sample(request, shape, [texts[text] for text in each])
+            self._sample(request, shape, [texts[text] for text in each], len(each[0].tokens))
             for request, shape, each in zip(requests, shapes, wanted, strict=True)
         ]
         self._live.update(samples)
@@ -140,12 +140,13 @@ class Engine:
         for version in sorted(wanted):
             self.versions.use(version, busy | set(wanted))
 
-    def _sample(self, request: Request, shape: Shape, texts: Sequence[Tensor]) -> Sample:
+    def _sample(self, request: Request, shape: Shape, texts: Sequence[Tensor], tokens: int) -> Sample:
         noise = self.model.noise(request.seed, request.width, request.height)
         info = self._info_of(request)
         rows, guidance = self._specs[info.id].rows(request.steps), guidance_of(request, info)
         away = texts[1] if shape.guided else None
-        return Sample(request, info, shape, rows, guidance, texts[0], away, noise, torch.zeros_like(noise))
+        clean = torch.zeros_like(noise)
+        return Sample(request, info, shape, rows, guidance, texts[0], away, noise, clean, tokens=tokens)
 
     @torch.inference_mode()
     def step(self, samples: Sequence[Sample]) -> None:

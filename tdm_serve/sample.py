@@ -26,6 +26,7 @@ class Sample:
     clean: Tensor  # (1, C, h, w), the last prediction
     index: int = 0
     nfe: int = 0
+    tokens: int = 0  # of the prompt
     timings_ms: dict[str, float] = field(default_factory=dict[str, float])
 
     @property
@@ -53,4 +54,5 @@ class Sample:
             model=self.info.id,
             checkpoint_hash=self.info.checkpoint_hash,
             timings_ms={**timings, "total": sum(timings.values())},
+            tokens=self.tokens,
         )

@@ -104,7 +104,7 @@ def _recipes(answer: ImagesResponse, pictures: Sequence[GeneratedImage]) -> dict
 
 def usage_of(service: Service, pictures: Sequence[GeneratedImage]) -> Usage:
     """The prompt counts once, however many pictures were made of it."""
-    text = 0
+    text = pictures[0].tokens
     blocks = sum(_blocks(service, picture) for picture in pictures)
     return Usage(
         total_tokens=text + blocks,

@@ -66,14 +66,22 @@ class Jobs:
     async def running(self) -> AsyncGenerator[None]:
         """Feeds the engine from entry to exit. At exit the engine has to be closed, so that nothing more is made."""
         feeder = asyncio.create_task(self._feed(), name="jobs")
+        releaser = asyncio.create_task(self._release_listeners(), name="listeners of jobs")
         try:
             yield
         finally:
             await ended(feeder)
+            await ended(releaser)
             if self._carriers:
                 await asyncio.wait(self._carriers)
             for live in self._queue.all:
                 live.end()
+
+    async def _release_listeners(self) -> None:
+        """When the service stops, nobody may wait any longer for a job that waits."""
+        await self._service.stopping.wait()
+        for live in self._queue.waiting:
+            live.end()
 
     def counts(self) -> dict[str, int]:
         """Jobs that have not ended, by status."""
@@ -171,7 +179,7 @@ class Jobs:
     def _fill(self) -> float | None:
         """Hands jobs on while the engine has room. Seconds until the next attempt, None to wait for a change."""
         best = max((shape.best_batch for shape in self._service.engine.capabilities()), default=1)
-        while self._queue.fed < FED_BATCHES * best and (live := self._queue.next()) is not None:
+        while self._has_room(best) and (live := self._queue.next()) is not None:
             try:
                 ticket = self._submit(live)
             except EngineClosed:
@@ -186,6 +194,9 @@ class Jobs:
                 live.ticket = ticket
                 self._spawn(self._carry(live, ticket))
         return None
+
+    def _has_room(self, best: int) -> bool:
+        return self._queue.fed < FED_BATCHES * best and not self._service.stopping.is_set()
 
     def _submit(self, live: LiveJob) -> Ticket:
         terms = live.asked.terms

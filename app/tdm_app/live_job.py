@@ -51,7 +51,7 @@ class LiveJob:
         self.wake()
 
     def end(self) -> None:
-        """Nothing more will come; the database has the rest."""
+        """Nothing more will come, here; the database has the rest."""
         self.ended = True
         self.wake()
 
