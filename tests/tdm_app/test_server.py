@@ -7,6 +7,8 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -53,6 +55,36 @@ def test_running_requests_are_finished_first(start_server: Start) -> None:
         answer = b"".join(iter(lambda: line.recv(65_536), b""))
     assert answer.startswith(b"HTTP/1.1 200")
     assert answer.count(b'"b64_json"') == 10
+
+
+def test_new_requests_are_refused_while_it_finishes(start_server: Start, assert_error: Callable[..., Any]) -> None:
+    server = start_server("--no-page", "--max-batch", "1")
+    server.wait_ready()
+    url, body = f"{server.url}/v1/images/generations", {"prompt": "a red circle", "n": 10, "num_inference_steps": 50}
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(httpx.post, url, json=body, timeout=60)
+        time.sleep(0.3)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        assert_error(httpx.post(url, json=body, timeout=60), 503, "unavailable")
+        assert_error(httpx.get(f"{server.url}/readyz", timeout=60), 503, "unavailable")
+        assert httpx.get(f"{server.url}/healthz", timeout=60).status_code == 200
+        assert not running.done()
+        assert len(running.result().json()["data"]) == 10
+    assert server.stop(signal.SIGCONT) == 0
+
+
+def test_a_state_folder_of_another_server(start_server: Start, tmp_path: Path) -> None:
+    folder = ("--state-dir", str(tmp_path / "state"))
+    first = start_server("--no-page", *folder)
+    first.wait_ready()
+    second = start_server("--no-page", *folder)
+    assert second.stop(signal.SIGCONT) == 2
+    assert f"error: {tmp_path}/state is in use by another server (process {first.process.pid});" in second.errors()
+    assert first.stop(signal.SIGKILL) == -signal.SIGKILL
+    third = start_server("--no-page", *folder)
+    third.wait_ready()
+    assert third.stop() == 0
 
 
 def test_open_tabs_do_not_hold_it_up(start_server: Start) -> None:
