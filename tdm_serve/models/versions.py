@@ -77,7 +77,7 @@ class Versions:
 
     def trim(self, busy: Collection[str]) -> None:
         """Unloads the longest unused versions, except `busy` ones, until the rest fits into the budget."""
-        for version in [version for version in self._bytes if version not in busy]:
+        for version in [version for version, held in self._bytes.items() if held and version not in busy]:
             if self.limit_bytes is None or sum(self._bytes.values()) <= self.limit_bytes:
                 return
             self._unload(version)
@@ -91,7 +91,7 @@ class Versions:
     def _load(self, version: str) -> int:
         """Puts a version's weights beside the shared ones, all or none; returns their bytes."""
         path = self._paths[version]
-        if path is None or not self._shared:  # the base itself, or a single version that is in the base weights
+        if path is None:  # the base itself, or a single version whose adapter is in the base weights
             return 0
         adapters = read_adapters(path)
         for name, lora in adapters.items():
@@ -119,5 +119,5 @@ class Versions:
             routed.own.pop(version, None)
         with self._lock:
             held = self._bytes.pop(version)
-            self._unloads += held > 0
+            self._unloads += 1
         logger.info("unloaded %s, which held %.1f MB", version, held / MIB)

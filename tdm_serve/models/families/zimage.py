@@ -150,9 +150,10 @@ def _denoiser(
     specs: Sequence[ModelSpec], device: torch.device, dtype: torch.dtype, adapters: Adapters
 ) -> tuple[ZImageDenoiser, Versions]:
     """The base for all versions, or a single version with its adapter in the base weights."""
-    paths: Mapping[str, Path | None] = {spec.id: spec.adapter for spec in specs}
     if len(specs) == 1:
-        return ZImageDenoiser(load_transformer(specs[0])).pack().to(device, dtype), Versions({}, paths, adapters)
+        denoiser = ZImageDenoiser(load_transformer(specs[0])).pack()
+        return denoiser.to(device, dtype), Versions({}, {specs[0].id: None}, adapters)
+    paths: Mapping[str, Path | None] = {spec.id: spec.adapter for spec in specs}
     transformer = _base_transformer(specs[0])
     denoiser = ZImageDenoiser(transformer)
     wanted = {name for path in paths.values() if path is not None for name in adapted_names(path)}
