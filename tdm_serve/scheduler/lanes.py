@@ -10,6 +10,8 @@ from tdm_serve.scheduler.nouns import Costs, Stage
 
 TOLERANCE = 0.03  # a smaller decoding batch is preferred unless a larger one gives this much more pictures a second
 
+WORTHWHILE = 1.25  # promises leave room for company only where a full batch does this much more than one by one
+
 
 class Lane:
     """The pictures of one shape share a lane: an object, because comparing and hashing shapes is slow.
@@ -17,7 +19,19 @@ class Lane:
     All answers are remembered until `forget`, since forecasts ask thousands of times.
     """
 
-    __slots__ = ("__weakref__", "_best", "_cap", "_costs", "_decodes", "_finish", "_mixed", "_ratios", "_step", "shape")
+    __slots__ = (
+        "__weakref__",
+        "_best",
+        "_cap",
+        "_costs",
+        "_decodes",
+        "_finish",
+        "_mixed",
+        "_passes",
+        "_ratios",
+        "_step",
+        "shape",
+    )
 
     def __init__(self, shape: Shape, costs: Costs, cap: int, ratios: Mapping[Stage, float]) -> None:
         self.shape = shape
@@ -32,6 +46,7 @@ class Lane:
         self._step: dict[int, float] = {}
         self._finish: dict[int, float] = {}
         self._decodes: dict[int, int] = {}
+        self._passes: dict[tuple[int, int], float] = {}
         self._mixed: dict[tuple[int, ...], tuple[float, bool]] = {}
 
     @property
@@ -82,14 +97,25 @@ class Lane:
 
     def service_ms(self, pictures: int, steps: int) -> float:
         """How long so many take on an idle device, at most."""
-        total = 0.0
-        while pictures > 0:
-            batch = min(self.best, pictures)
-            total += self.start(batch, 0) + steps * self.step(batch)
+        full, rest = divmod(pictures, self.best)
+        return full * self._pass_ms(self.best, steps) + (self._pass_ms(rest, steps) if rest else 0.0)
+
+    def company_ms(self, steps: int, own_ms: float) -> float:
+        """How much longer than `own_ms` a picture takes in a full batch; 0 where full batches gain little."""
+        best = self.best
+        full_ms = self._pass_ms(best, steps)
+        if best * self._pass_ms(1, steps) < WORTHWHILE * full_ms:
+            return 0.0
+        return max(0.0, full_ms - own_ms)
+
+    def _pass_ms(self, batch: int, steps: int) -> float:
+        """A batch from prompts to pictures."""
+        key = (batch, steps)
+        if key not in self._passes:
             decodes = self.decodes(batch)
-            total += -(-batch // decodes) * self.finish(decodes)
-            pictures -= batch
-        return total
+            decode = -(-batch // decodes) * self.finish(decodes)
+            self._passes[key] = self.start(batch, 0) + steps * self.step(batch) + decode
+        return self._passes[key]
 
 
 class Lanes:

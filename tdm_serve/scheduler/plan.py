@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from tdm_serve.scheduler.lanes import Lane
 from tdm_serve.scheduler.nouns import Stage, Work
@@ -110,13 +111,13 @@ def decide(plan: Plan, now_ms: float) -> Move | None:
     if waiting and waiting[0].urgent and not (active and active[0].picture.urgent):
         return _begin([picture for picture in _like(waiting, waiting[0].lane, []) if picture.urgent])
     if not active:
-        return _begin(_like(waiting, waiting[0].lane, [])) if waiting else None
+        return _begin(_harmless([], _like(waiting, waiting[0].lane, []), now_ms)) if waiting else None
     group, ms = _group(active)
     lane = group[0].picture.lane
     repeats = min([seat.left for seat in group])
     if waiting and len(group) == len(active) and len(group) < lane.best:
         found = _like(waiting, lane, group)
-        if joining := _harmless(group, found, now_ms):
+        if found and (joining := _harmless(group, found, now_ms)):
             return _begin(joining)
         repeats = 1 if found else repeats
     return Move(Stage.STEP, group, ms, repeats)
@@ -179,28 +180,66 @@ def _mixes(lane: Lane, counts: dict[str, int], model: str) -> bool:
 
 
 def _harmless(group: Sequence[Seat], found: list[Picture], now_ms: float) -> list[Picture]:
-    """As many of `found` as may join without breaking a promise to those in `group`."""
-    while found and not _harms_none(group, found, now_ms):
-        found = found[: len(found) // 2]
-    return found
+    """As many of `found`, from the first, as may run with `group` so that everybody is still done when due.
+
+    One of `group` that is late already keeps others out, too; that ends with it. One that begins now has no say where
+    it would be late by itself as well, or a late queue would run one by one and get later still.
+    """
+    if not group and _in_no_hurry(found, now_ms):
+        return found
+    lane = found[0].lane
+    seats = [Seat(picture, picture.work.steps) for picture in found]
+    late_alone = {id(seat) for seat in seats if seat.picture.due_ms < _alone(seat, now_ms)}
+
+    def harmless(count: int) -> bool:
+        size = len(group) + count
+        counts = _counts([*group, *seats[:count]])
+        step = lane.step(size) if len(counts) == 1 else lane.mixed(list(counts.values()))[0]
+        begun = now_ms + lane.start(count, sum([picture.work.cached for picture in found[:count]]))
+        return all(
+            seat.picture.due_ms >= end or id(seat) in late_alone
+            for seat, end in _ends([*group, *seats[:count]], begun, step)
+        )
+
+    return found[: max(0 if group else 1, _largest(len(found), harmless))]
 
 
-def _harms_none(group: Sequence[Seat], joining: Sequence[Picture], now_ms: float) -> bool:
-    """Whether those in `group` are still done when due. One that is late anyway has no say."""
-    lane = group[0].picture.lane
-    before = _counts(group)
-    after = dict(before)
-    for picture in joining:
-        after[picture.work.model] = after.get(picture.work.model, 0) + 1
-    alone = lane.mixed(list(before.values()))[0] if len(before) > 1 else lane.step(len(group))
-    shared = lane.mixed(list(after.values()))[0] if len(after) > 1 else lane.step(len(group) + len(joining))
-    start = lane.start(len(joining), sum([picture.work.cached for picture in joining]))
-    for place, seat in enumerate(sorted(group, key=_left), 1):
-        decoded = now_ms + lane.finish(place)
-        due = seat.picture.due_ms
-        if decoded + start + seat.left * shared > due >= decoded + seat.left * alone:
-            return False
-    return True
+def _in_no_hurry(pictures: Sequence[Picture], now_ms: float) -> bool:
+    """Whether all are due after even the last is done: what a backlog mostly shows, and cheap to see."""
+    steps = max([picture.work.steps for picture in pictures])
+    due_ms = min([picture.due_ms for picture in pictures])
+    return due_ms >= now_ms + pictures[0].lane.service_ms(len(pictures), steps)
+
+
+def _largest(most: int, holds: Callable[[int], bool]) -> int:
+    """The largest count up to `most` that `holds`, which the smaller ones do then, too; 0 where none does."""
+    if not most or holds(most):
+        return most
+    low, high = 0, most
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
+
+
+def _ends(seats: Sequence[Seat], begun_ms: float, step_ms: float) -> list[tuple[Seat, float]]:
+    """When each is decoded if they all go on together; that the batch gets smaller towards the end is not counted."""
+    lane = seats[0].picture.lane
+    ends: list[tuple[Seat, float]] = []
+    decoded = begun_ms  # all decoding so far, on top of the evaluations so far
+    for left, together in groupby(sorted(seats, key=_left), key=_left):
+        ready = list(together)
+        decodes = lane.decodes(len(ready))
+        for place, seat in enumerate(ready):
+            decoded += 0.0 if place % decodes else lane.finish(min(decodes, len(ready) - place))
+            ends.append((seat, decoded + left * step_ms))
+    return ends
+
+
+def _alone(seat: Seat, now_ms: float) -> float:
+    """When a picture that has not begun is decoded if it begins now, alone."""
+    lane = seat.picture.lane
+    return now_ms + lane.start(1, int(seat.picture.work.cached)) + seat.left * lane.step(1) + lane.finish(1)
 
 
 def _left(seat: Seat) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from tdm_serve.scheduler.admission import Door, Place
-from tdm_serve.scheduler.calibration import Calibration
+from tdm_serve.scheduler.calibration import Calibration, Company
 from tdm_serve.scheduler.fairness import Shares
 from tdm_serve.scheduler.forecast import Forecast, forecast
 from tdm_serve.scheduler.lanes import Lanes
@@ -39,6 +39,8 @@ class _Ticket:
     left: set[int]
     accepted_ms: float
     promised_ms: float
+    forecast_ms: float  # the moment, if nobody had come
+    room_ms: float  # what the others of a full batch would have added
     deadline_ms: float | None
     whole: bool = True  # none of its pictures has failed
 
@@ -58,6 +60,7 @@ class Scheduler:
     def __init__(self, costs: Costs, policy: Policy = DEFAULT) -> None:
         self.policy = policy
         self.calibration = Calibration()
+        self.company = Company()
         self._lanes = Lanes(costs, policy.max_batch, self.calibration.ratios)
         self._shares = Shares(policy)
         self._door = Door(policy, self._shares, self._ahead)
@@ -242,13 +245,18 @@ class Scheduler:
 
     def _accept(self, pictures: list[Picture], place: Place, now_ms: float) -> Promise:
         work = pictures[0].work
-        eta_ms = max([place.forecast.ends[picture.work.id] for picture in pictures]) - now_ms
+        last = max(pictures, key=lambda picture: place.forecast.ends[picture.work.id])
+        end_ms = place.forecast.ends[last.work.id]
+        room_ms = last.lane.company_ms(last.work.steps, end_ms - place.forecast.begins[last.work.id])
+        eta_ms = end_ms + self.company.part * room_ms - now_ms
+        due_ms = now_ms + eta_ms * (1 + self.policy.slack)
+        if work.deadline_ms is not None:
+            eta_ms, due_ms = min(eta_ms, work.deadline_ms - now_ms), work.deadline_ms
         position = self.running + place.queue.index(pictures[0])
-        late_ms = now_ms + eta_ms * (1 + self.policy.slack)
         for picture in pictures:
-            picture.due_ms = late_ms if work.deadline_ms is None else work.deadline_ms
+            picture.due_ms = due_ms
         ids = {picture.work.id for picture in pictures}
-        self._tickets[work.ticket] = _Ticket(ids, now_ms, eta_ms, work.deadline_ms)
+        self._tickets[work.ticket] = _Ticket(ids, now_ms, eta_ms, end_ms, room_ms, work.deadline_ms)
         self._plan.waiting = place.queue
         self._seen = place.forecast
         return Promise(eta_ms, position)
@@ -266,6 +274,7 @@ class Scheduler:
             return
         del self._tickets[picture.work.ticket]
         if held.whole:
+            self.company.add(held.room_ms, now_ms - held.forecast_ms)
             took_ms = now_ms - held.accepted_ms
             self._outcomes = self._outcomes[1 - KEPT_OUTCOMES :]
             self._outcomes.append(Outcome(picture.work.ticket, held.promised_ms, took_ms))
