@@ -15,11 +15,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tdm_serve.core import GeneratedImage, ModelInfo, Request, Shape, Terms
-from tdm_serve.desk import Asked, Desk
+from tdm_serve.desk import Desk
 from tdm_serve.device import Device
 from tdm_serve.device_thread import DeviceThread
 from tdm_serve.errors import ConfigError, EngineClosed, InvalidRequest, TdmServeError, UnknownModel
 from tdm_serve.identity import compiles, identity_of, memory_of
+from tdm_serve.orders import Asked
 from tdm_serve.pipeline import Pipeline
 from tdm_serve.preview_thread import PreviewThread
 from tdm_serve.profile import Profile

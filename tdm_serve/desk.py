@@ -11,11 +11,9 @@ import itertools
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 
-from tdm_serve.core import GeneratedImage, Progress, Request, Shape, Terms
+from tdm_serve.core import GeneratedImage, Progress, Terms
 from tdm_serve.counters import Counters
-from tdm_serve.device import Underway
 from tdm_serve.errors import (
     Cancelled,
     DeadlinePassed,
@@ -25,6 +23,7 @@ from tdm_serve.errors import (
     Overloaded,
     TdmServeError,
 )
+from tdm_serve.orders import Asked, Done, Item, Order
 from tdm_serve.preview_thread import PreviewThread
 from tdm_serve.profile import Profile
 from tdm_serve.scheduler import Idle, Policy, Refusal, Run, Scheduler, Stage, Work
@@ -37,56 +36,6 @@ DIED = "the device failed while it worked on this; the server's log says why"
 def now_ms() -> float:
     """The clock of everything here."""
     return time.monotonic() * 1000
-
-
-@dataclass(slots=True, eq=False)
-class Order:
-    """One ticket's pictures."""
-
-    number: int
-    mailbox: Mailbox
-    previews: bool
-    images: list[GeneratedImage | None]
-    arrived_ms: float
-    promised_ms: float = 0.0  # from arrival
-    missing: int = 0
-    outcome: Outcome | None = None
-    items: list[Item] = field(default_factory=list["Item"])
-
-
-@dataclass(slots=True, eq=False)
-class Item:
-    """One picture of an order. `sample` is there while it is being made; only the device thread touches it."""
-
-    work: Work
-    order: Order
-    index: int
-    request: Request
-    sample: Underway | None = None
-
-
-@dataclass(slots=True)
-class Done:
-    """What came of a run. `fresh` is how many prompts a start had to encode."""
-
-    failed: list[tuple[Item, Exception]]
-    images: list[tuple[Item, GeneratedImage]] = field(default_factory=list[tuple[Item, GeneratedImage]])
-    progress: list[tuple[Item, Progress, object]] = field(default_factory=list[tuple[Item, Progress, object]])
-    evaluations: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])  # by model
-    fresh: int = 0
-    fits: int | None = None  # a smaller batch that was tried because the whole one was out of memory
-    ms: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A request that was checked, and what the scheduler has to know of it."""
-
-    request: Request
-    shape: Shape
-    model: str
-    steps: int
-    cached: bool
 
 
 class Desk:

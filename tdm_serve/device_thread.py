@@ -15,10 +15,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tdm_serve.core import GeneratedImage, Progress, Request
-from tdm_serve.desk import Desk, Done, Item
+from tdm_serve.desk import Desk
 from tdm_serve.device import Device, Underway
 from tdm_serve.errors import EngineFailed, OutOfDeviceMemory
 from tdm_serve.isolate import Parted, described, forget_frames, isolated
+from tdm_serve.orders import Done, Item
 from tdm_serve.scheduler import Run, Stage
 
 logger = logging.getLogger(__name__)

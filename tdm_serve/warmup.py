@@ -62,13 +62,15 @@ class WarmUp:
         max_batch: int,
         stopping: Callable[[], bool],
         every_batch: bool = False,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`every_batch` runs each size up to the best one, for backends that compile each."""
+        """`every_batch` runs each size up to the best one, for backends that compile each. `clock` is in seconds."""
         self._device = device
         self._shapes = shapes
         self._max_batch = max_batch
         self._stopping = stopping
         self._every_batch = every_batch
+        self._clock = clock
         self._numbers = itertools.count()
         self._words = 1  # of the last prompt: the next one's search begins there
         self._models = tuple(device.infos)
@@ -107,7 +109,7 @@ class WarmUp:
         return True
 
     def _measure(self, profile: Profile, shape: Shape) -> None:
-        began, batch, before_ms = time.monotonic(), 1, float("inf")
+        began, batch, before_ms = self._clock(), 1, float("inf")
         while batch <= self._max_batch:
             found = self._passes(shape, batch)
             if found is None:
@@ -118,7 +120,7 @@ class WarmUp:
             if batch > 1:
                 self._mix(profile, shape, batch)
             now_ms = found.picture_ms(batch, self._steps)
-            spent_s = time.monotonic() - began
+            spent_s = self._clock() - began
             if now_ms > before_ms * (1 - TOLERANCE) or spent_s * 2 > BUDGET_S:
                 return
             batch, before_ms = batch * 2, now_ms
@@ -152,18 +154,21 @@ class WarmUp:
             Request(self._prompt(shape), number, shape.width, shape.height, guidance=_guidance(shape), model=model)
             for number, model in zip(range(batch), itertools.cycle(models), strict=False)
         ]
-        began = time.perf_counter()
+        began = self._clock()
         samples = self._device.start(requests)
-        start_ms = _since(began)
+        start_ms = self._since(began)
         step_ms = min(self._step(samples) for _ in range(min(MOST_STEPS, len(samples[0].rows))))
-        began = time.perf_counter()
+        began = self._clock()
         self._device.finish(samples)
-        return Pass(start_ms, step_ms, _since(began))
+        return Pass(start_ms, step_ms, self._since(began))
 
     def _step(self, samples: Sequence[Underway]) -> float:
-        began = time.perf_counter()
+        began = self._clock()
         self._device.step(samples)
-        return _since(began)
+        return self._since(began)
+
+    def _since(self, began: float) -> float:
+        return (self._clock() - began) * 1000
 
     def _mix(self, profile: Profile, shape: Shape, batch: int) -> None:
         """Evaluations of a batch with several versions in it."""
@@ -252,7 +257,3 @@ def _note(profile: Profile, shape: Shape, batch: int, found: Pass) -> None:
     profile.observe(Stage.START, shape, batch, found.start_ms)
     profile.observe(Stage.STEP, shape, batch, found.step_ms)
     profile.observe(Stage.FINISH, shape, batch, found.finish_ms)
-
-
-def _since(began: float) -> float:
-    return (time.perf_counter() - began) * 1000
