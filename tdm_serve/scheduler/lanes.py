@@ -10,7 +10,7 @@ from tdm_serve.scheduler.nouns import Costs, Stage
 
 TOLERANCE = 0.03  # a smaller decoding batch is preferred unless a larger one gives this much more pictures a second
 
-WORTHWHILE = 1.25  # promises leave room for company only where a full batch does this much more than one by one
+WORTHWHILE = 1.25  # full batches gain much where they do this much more than one by one
 
 
 class Lane:
@@ -29,6 +29,7 @@ class Lane:
         "_mixed",
         "_passes",
         "_ratios",
+        "_start",
         "_step",
         "shape",
     )
@@ -43,6 +44,7 @@ class Lane:
     def forget(self) -> None:
         """Costs or corrections may have changed."""
         self._best = 0
+        self._start: dict[tuple[int, int], float] = {}
         self._step: dict[int, float] = {}
         self._finish: dict[int, float] = {}
         self._decodes: dict[int, int] = {}
@@ -58,7 +60,10 @@ class Lane:
 
     def start(self, pictures: int, cached: int) -> float:
         """Encoding, in ms."""
-        return self._costs.start_ms(self.shape, pictures, cached) * self._ratios[Stage.START]
+        key = (pictures, cached)
+        if key not in self._start:
+            self._start[key] = self._costs.start_ms(self.shape, pictures, cached) * self._ratios[Stage.START]
+        return self._start[key]
 
     def step(self, pictures: int) -> float:
         """One evaluation of one version, in ms."""
@@ -100,13 +105,13 @@ class Lane:
         full, rest = divmod(pictures, self.best)
         return full * self._pass_ms(self.best, steps) + (self._pass_ms(rest, steps) if rest else 0.0)
 
+    def worthwhile(self, steps: int) -> bool:
+        """Whether full batches gain so much that promises leave room for company, and full batches are never split."""
+        return self.best * self._pass_ms(1, steps) >= WORTHWHILE * self._pass_ms(self.best, steps)
+
     def company_ms(self, steps: int, own_ms: float) -> float:
-        """How much longer than `own_ms` a picture takes in a full batch; 0 where full batches gain little."""
-        best = self.best
-        full_ms = self._pass_ms(best, steps)
-        if best * self._pass_ms(1, steps) < WORTHWHILE * full_ms:
-            return 0.0
-        return max(0.0, full_ms - own_ms)
+        """How much longer than `own_ms` a picture takes in a full batch."""
+        return max(0.0, self._pass_ms(self.best, steps) - own_ms)
 
     def _pass_ms(self, batch: int, steps: int) -> float:
         """A batch from prompts to pictures."""

@@ -183,11 +183,14 @@ def _harmless(group: Sequence[Seat], found: list[Picture], now_ms: float) -> lis
     """As many of `found`, from the first, as may run with `group` so that everybody is still done when due.
 
     One of `group` that is late already keeps others out, too; that ends with it. One that begins now has no say where
-    it would be late by itself as well, or a late queue would run one by one and get later still.
+    it would be late by itself as well, nor in a full batch where those gain much: otherwise a late queue would run one
+    by one and get later still.
     """
-    if not group and _in_no_hurry(found, now_ms):
-        return found
     lane = found[0].lane
+    if not group and (
+        (len(found) == lane.best and lane.worthwhile(found[0].work.steps)) or _in_no_hurry(found, now_ms)
+    ):
+        return found
     seats = [Seat(picture, picture.work.steps) for picture in found]
     late_alone = {id(seat) for seat in seats if seat.picture.due_ms < _alone(seat, now_ms)}
 
@@ -259,7 +262,7 @@ def _decode(plan: Plan, now_ms: float) -> Move | None:
 def _better_later(plan: Plan, ready: Sequence[Seat], now_ms: float) -> bool:
     """Whether one larger decoding saves everybody behind it more than it costs those that are ready."""
     lane, count = ready[0].picture.lane, len(ready)
-    if count >= lane.best:
+    if count >= lane.best or lane.decodes(lane.best) == 1:
         return False
     group, ms = _group(plan.active)
     soonest = min([seat.left for seat in group])

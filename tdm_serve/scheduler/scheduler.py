@@ -248,7 +248,9 @@ class Scheduler:
         last = max(pictures, key=lambda picture: place.forecast.ends[picture.work.id])
         end_ms = place.forecast.ends[last.work.id]
         room_ms = last.lane.company_ms(last.work.steps, end_ms - place.forecast.begins[last.work.id])
-        eta_ms = end_ms + self.company.part * room_ms - now_ms
+        learned = self.company.part if last.lane.worthwhile(last.work.steps) else 0.0
+        alone_ms = end_ms - now_ms
+        eta_ms = alone_ms + max(learned * room_ms, min(room_ms, self.policy.slack * alone_ms))
         due_ms = now_ms + eta_ms * (1 + self.policy.slack)
         if work.deadline_ms is not None:
             eta_ms, due_ms = min(eta_ms, work.deadline_ms - now_ms), work.deadline_ms
