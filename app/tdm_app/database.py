@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tdm_serve.errors import ConfigError, OutputError
 
+OLDEST = (3, 37, 0)  # SQLite with STRICT tables
 BUSY_S = 10.0  # `tdm-serve keys` and a server may write at the same time; each waits this long for the other
 
 # Writes the log back into the database and empties it, so that what was deleted is in neither.
@@ -75,6 +76,9 @@ def connect(path: Path) -> sqlite3.Connection:
     The connection may be handed to another thread but not be used by two at once. ConfigError for what is no database
     of ours, OutputError where it cannot be written.
     """
+    if sqlite3.sqlite_version_info < OLDEST:
+        wanted = ".".join(map(str, OLDEST))
+        raise ConfigError(f"Python's SQLite is {sqlite3.sqlite_version}; the service's state needs {wanted} or newer")
     with sentences(path):
         try:
             path.touch(mode=0o600)

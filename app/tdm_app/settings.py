@@ -43,7 +43,10 @@ Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 def default_state_dir() -> Path:
     """Where the freedesktop rules put what a program has to remember."""
-    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    try:
+        base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    except RuntimeError as error:
+        raise ConfigError("this user has no home folder; name one for the state with --state-dir") from error
     return Path(base) / "tdm-serve"
 
 

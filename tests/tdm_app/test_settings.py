@@ -162,6 +162,22 @@ def test_help_has_every_setting_but_secrets(capsys: pytest.CaptureFixture[str]) 
         assert (f"{flag_of(name)} " in text or f"{flag_of(name)}," in text) is (name != "admin_key"), name
 
 
+def test_where_the_state_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert Settings().state_dir == tmp_path / "tdm-serve"
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Settings().state_dir == tmp_path / ".local" / "state" / "tdm-serve"
+    monkeypatch.setattr(Path, "home", _no_home)
+    with pytest.raises(ConfigError, match="no home folder; name one for the state with --state-dir"):
+        load()
+    assert load({"state_dir": str(tmp_path)})[0].state_dir == tmp_path
+
+
+def _no_home() -> Path:
+    raise RuntimeError("Could not determine home directory.")
+
+
 @pytest.mark.parametrize(
     ("given", "loopback", "auth", "hosts"),
     [

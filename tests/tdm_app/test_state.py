@@ -282,6 +282,15 @@ async def test_a_newer_schema(tmp_path: Path) -> None:
         State(tmp_path)
 
 
+async def test_an_old_sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 34, 1))
+    monkeypatch.setattr(sqlite3, "sqlite_version", "3.34.1")
+    with pytest.raises(
+        ConfigError, match=r"^Python's SQLite is 3\.34\.1; the service's state needs 3\.37\.0 or newer$"
+    ):
+        State(tmp_path)
+
+
 async def test_a_migration_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tdm_app.database.MIGRATIONS", (*MIGRATIONS, "CREATE TABLE more (x);\nCREATE nonsense;\n"))
     with pytest.raises(OutputError, match="nonsense"):
