@@ -8,7 +8,7 @@ What was not measured is estimated, on the safe side where it matters:
 - a shape that was never run: the nearest measured one, scaled by what the stage's work grows with: text tokens for
   the encoder, image and text tokens for an evaluation (16 pixels a side each, twice with guidance), pixels for the
   decoder;
-- several versions in one batch: as dear as one batch for each, so that batches are mixed only where that was measured.
+- several versions in one batch: as dear as a whole batch for each, so that only what was measured is ever mixed.
 """
 
 from __future__ import annotations
@@ -200,11 +200,7 @@ class Profile:
     def _look_up(self, stage: Stage, shape: Shape, batch: int, models: int) -> float:
         near = self._nearest(stage, shape, models)
         if near is None:
-            if models == 1:
-                return UNMEASURED_MS * batch
-            small, larger = divmod(batch, models)
-            dear = self._estimate(stage, shape, small + 1, 1) if larger else 0.0
-            return larger * dear + (models - larger) * self._estimate(stage, shape, small, 1)
+            return models * self._estimate(stage, shape, batch, 1) if models > 1 else UNMEASURED_MS * batch
         growth = _size(stage, shape) / _size(stage, near)
         entries = self._table[stage, near, models]
         return growth * _interpolate([(known, entries[known].ms) for known in sorted(entries) if known], batch)
