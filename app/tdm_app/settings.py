@@ -51,7 +51,7 @@ def default_state_dir() -> Path:
 
 
 class Settings(BaseSettings):
-    """The service's settings; docs/operating.md lists them. Immutable: `bound_to` and `model_copy` make changed ones."""
+    """The service's settings, as docs/operating.md lists them. Immutable: `bound_to` and `model_copy` change copies."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, protected_namespaces=()
