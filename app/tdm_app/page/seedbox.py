@@ -18,7 +18,7 @@ class SeedBox:
     def __init__(self, page: Page, name: str) -> None:
         self.page, self.name = page, name
         gr = page.gr
-        with gr.Group(elem_classes="seed"):
+        with gr.Column(elem_classes="seed", min_width=0):
             self.box = gr.Textbox(label="Seed", placeholder="any", max_lines=1, elem_id=f"{name}-seed")
             with gr.Row(elem_classes="seed-tools"):
                 self.lock = gr.Checkbox(label="Lock seed", elem_id=f"{name}-lock", min_width=0, container=False)
