@@ -108,7 +108,7 @@ def test_any_company_leaves_every_picture_as_it_is_alone(
 
 
 @pytest.mark.slow
-@settings(quick, max_examples=250)
+@settings(quick, max_examples=80)
 @anything
 def test_much_more_company(together: Engine, guests: list[Visit], turns: st.DataObject) -> None:
     play(together, guests, turns)
