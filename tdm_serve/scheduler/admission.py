@@ -21,6 +21,14 @@ class Place:
     forecast: Forecast
 
 
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """Why there is no place, and the ETA there would have been, at least."""
+
+    reason: Reason
+    eta_ms: float
+
+
 class Door:
     """Finds places. `ahead` makes the forecast of another queue, from now."""
 
@@ -29,34 +37,46 @@ class Door:
         self._shares = shares
         self._ahead = ahead
 
-    def find(self, plan: Plan, new: Sequence[Picture], before: Forecast, now_ms: float) -> Place | Reason:
-        """A place where the newcomers are in time and break no promise, or why there is none.
+    def find(self, plan: Plan, new: Sequence[Picture], before: Forecast, now_ms: float) -> Place | Miss:
+        """A place where the newcomers are in time and break no promise, or by how much they miss.
 
-        Tried in turn: what their key or deadline entitles them to; the end, where they pass nobody; and, for the sake
-        of a deadline, ahead of everything. `before` is what comes of the queue without them.
+        Tried in turn: what their key or deadline entitles them to; further back; the end, where they pass nobody; and,
+        for the sake of a deadline, ahead of everything. `before` is what comes of the queue without them.
         """
-        waiting, work = plan.waiting, new[0].work
         limits = self._limits(plan, new)
-        index = self._index(waiting, new, limits, before)
-        if (reason := self._hopeless(waiting, new, index, before, now_ms)) is None:
-            place = self._place(waiting, new, index, now_ms)
-            reason = self._late(new, place.forecast, now_ms)
-            if reason is None and not self._breaks(limits, before, place.forecast):
-                return place
-            if reason is None:
-                for picture in new:
-                    picture.joins = False
-                place = self._place(waiting, new, len(waiting), now_ms)
-                reason = self._late(new, place.forecast, now_ms)
-                if reason is None:
-                    return place
-        if work.deadline_ms is None or not self._yielding(plan, new, limits, before):
-            return reason
+        index = self._index(plan.waiting, new, limits, before)
+        found = self._in_line(plan, new, limits, before, index, now_ms)
+        if isinstance(found, Place) or found.reason != "deadline" or not self._yielding(plan, new, limits, before):
+            return found
         for picture in new:
             picture.urgent = True
-        place = self._place(waiting, new, 0, now_ms)
-        late = self._late(new, place.forecast, now_ms)
-        return late or ("deadline" if self._breaks(limits, before, place.forecast) else place)
+        place = self._place(plan.waiting, new, 0, now_ms)
+        broken = self._breaks(limits, before, place.forecast)
+        return place if not broken and self._miss(new, place.forecast, now_ms) is None else found
+
+    def _in_line(
+        self,
+        plan: Plan,
+        new: Sequence[Picture],
+        limits: dict[int, float],
+        before: Forecast,
+        index: int,
+        now_ms: float,
+    ) -> Place | Miss:
+        """The first place from `index` on that breaks no promise, if it is in time."""
+        waiting = plan.waiting
+        if (miss := self._hopeless(waiting, new, index, before, now_ms)) is not None:
+            return miss
+        for behind in sorted({index, (index + len(waiting)) // 2, (index + 3 * len(waiting)) // 4}):
+            place = self._place(waiting, new, behind, now_ms)
+            if (miss := self._miss(new, place.forecast, now_ms)) is not None:
+                return miss
+            if not self._breaks(limits, before, place.forecast):
+                return place
+        for picture in new:
+            picture.joins = False
+        place = self._place(waiting, new, len(waiting), now_ms)
+        return self._miss(new, place.forecast, now_ms) or place
 
     def _limits(self, plan: Plan, new: Sequence[Picture]) -> dict[int, float]:
         """How late each picture may get for the newcomers; what has begun only until it is due."""
@@ -88,26 +108,26 @@ class Door:
 
     def _hopeless(
         self, waiting: Sequence[Picture], new: Sequence[Picture], index: int, before: Forecast, now_ms: float
-    ) -> Reason | None:
+    ) -> Miss | None:
         """What shows without a forecast: those just ahead end too late already."""
         if not index:
             return None
         behind_ms = before.idle_ms if index == len(waiting) else before.ends[waiting[index - 1].work.id]
-        return self._reason(new[0], behind_ms - now_ms, now_ms) if behind_ms > now_ms else None
+        return self._judge(new[0], behind_ms - now_ms, now_ms)
 
     def _place(self, waiting: Sequence[Picture], new: Sequence[Picture], index: int, now_ms: float) -> Place:
         queue = insert(waiting, new, index)
         return Place(queue, self._ahead(queue, now_ms))
 
-    def _late(self, new: Sequence[Picture], after: Forecast, now_ms: float) -> Reason | None:
-        return self._reason(new[0], max([after.ends[picture.work.id] for picture in new]) - now_ms, now_ms)
+    def _miss(self, new: Sequence[Picture], after: Forecast, now_ms: float) -> Miss | None:
+        return self._judge(new[0], max([after.ends[picture.work.id] for picture in new]) - now_ms, now_ms)
 
-    def _reason(self, picture: Picture, eta_ms: float, now_ms: float) -> Reason | None:
-        """Why an ETA is not good enough, if it is not."""
+    def _judge(self, picture: Picture, eta_ms: float, now_ms: float) -> Miss | None:
+        """What is wrong with an ETA, if something is."""
         deadline = picture.work.deadline_ms
         if deadline is not None and now_ms + eta_ms * (1 + self._policy.deadline_margin) > deadline:
-            return "deadline"
-        return "too_slow" if eta_ms > self._policy.max_wait_ms else None
+            return Miss("deadline", eta_ms)
+        return Miss("too_slow", eta_ms) if eta_ms > self._policy.max_wait_ms else None
 
     @staticmethod
     def _yielding(plan: Plan, new: Sequence[Picture], limits: dict[int, float], before: Forecast) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from tdm_serve.scheduler.nouns import Policy, Work
 from tdm_serve.scheduler.plan import Picture
 
+GREEDY = 4  # pictures that a tenant has queued beyond its share, and beyond what all others have, before it gives way
 FORGET_ABOVE = 1024  # tenants remembered before those that have nothing to make up for are dropped
 
 
@@ -49,12 +50,19 @@ class Shares:
         """How late each of `waiting` may get for the sake of `work`: its due moment, and what is owed beyond.
 
         A lower priority gives way by `aging_ms` for each level between the two; a tenant with more than its share
-        ahead of a picture gives way by `fair_share` of the surplus. Deadlines give no way.
+        ahead of a picture gives way by `fair_share` of the surplus, and one that has by far the most of the queue by
+        a picture anyway. Deadlines give no way.
         """
         policy = self._policy
         tenants = {picture.work.tenant for picture in waiting} | {work.tenant}
         total = sum(self._weight(tenant) for tenant in tenants)
         ahead_of_all, ahead = 0.0, dict.fromkeys(tenants, 0.0)
+        queued = dict.fromkeys(tenants, 0.0)
+        for picture in waiting:
+            queued[picture.work.tenant] += picture.share_ms
+        everything = sum(queued.values())
+        surplus = {tenant: queued[tenant] - everything * self._weight(tenant) / total for tenant in tenants}
+        greedy = {tenant for tenant in tenants if surplus[tenant] > everything - queued[tenant]}
         limits: list[float] = []
         for picture in waiting:
             other = picture.work
@@ -64,6 +72,8 @@ class Shares:
                 if other.tenant != work.tenant:
                     share = ahead_of_all * self._weight(other.tenant) / total
                     limit += policy.fair_share * max(0.0, ahead[other.tenant] - share)
+                    if other.tenant in greedy and surplus[other.tenant] > GREEDY * picture.share_ms:
+                        limit += picture.share_ms
             ahead_of_all += picture.share_ms
             ahead[other.tenant] += picture.share_ms
             limits.append(limit)

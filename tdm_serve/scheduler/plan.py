@@ -20,6 +20,7 @@ class Picture:
     key: float = 0.0  # its place among what waits: smaller is earlier
     share_ms: float = 0.0  # what it takes of the device
     due_ms: float = float("inf")  # no later arrival may delay it beyond this
+    grace_ms: float = 0.0  # what reality allows on top, so that a forecast join does not fail by a hair
     joins: bool = True  # may run with pictures of its shape ahead of earlier ones of another shape
     urgent: bool = False  # its deadline needs it to run before what has begun
 
@@ -45,9 +46,10 @@ class Move:
 class Plan:
     """What waits, in order; what has begun, in order; what is to be decoded, in order."""
 
-    __slots__ = ("active", "finishing", "waiting")
+    __slots__ = ("active", "finishing", "grace", "waiting")
 
     def __init__(self) -> None:
+        self.grace = 1  # times that grace is given: 0 in forecasts
         self.waiting: list[Picture] = []
         self.active: list[Seat] = []
         self.finishing: list[Seat] = []
@@ -56,6 +58,7 @@ class Plan:
         """A plan to play with, and the open `move` in terms of its seats."""
         twins = {id(seat): Seat(seat.picture, seat.left) for seat in (*self.active, *self.finishing)}
         twin = Plan()
+        twin.grace = 0
         twin.waiting = self.waiting.copy()
         twin.active = [twins[id(seat)] for seat in self.active]
         twin.finishing = [twins[id(seat)] for seat in self.finishing]
@@ -111,13 +114,13 @@ def decide(plan: Plan, now_ms: float) -> Move | None:
     if waiting and waiting[0].urgent and not (active and active[0].picture.urgent):
         return _begin([picture for picture in _like(waiting, waiting[0].lane, []) if picture.urgent])
     if not active:
-        return _begin(_harmless([], _like(waiting, waiting[0].lane, []), now_ms)) if waiting else None
+        return _begin(_harmless([], _like(waiting, waiting[0].lane, []), plan.grace, now_ms)) if waiting else None
     group, ms = _group(active)
     lane = group[0].picture.lane
     repeats = min([seat.left for seat in group])
     if waiting and len(group) == len(active) and len(group) < lane.best:
         found = _like(waiting, lane, group)
-        if found and (joining := _harmless(group, found, now_ms)):
+        if found and (joining := _harmless(group, found, plan.grace, now_ms)):
             return _begin(joining)
         repeats = 1 if found else repeats
     return Move(Stage.STEP, group, ms, repeats)
@@ -179,7 +182,7 @@ def _mixes(lane: Lane, counts: dict[str, int], model: str) -> bool:
     return True
 
 
-def _harmless(group: Sequence[Seat], found: list[Picture], now_ms: float) -> list[Picture]:
+def _harmless(group: Sequence[Seat], found: list[Picture], grace: int, now_ms: float) -> list[Picture]:
     """As many of `found`, from the first, as may run with `group` so that everybody is still done when due.
 
     One of `group` that is late already keeps others out, too; that ends with it. One that begins now has no say where
@@ -200,7 +203,7 @@ def _harmless(group: Sequence[Seat], found: list[Picture], now_ms: float) -> lis
         step = lane.step(size) if len(counts) == 1 else lane.mixed(list(counts.values()))[0]
         begun = now_ms + lane.start(count, sum([picture.work.cached for picture in found[:count]]))
         return all(
-            seat.picture.due_ms >= end or id(seat) in late_alone
+            seat.picture.due_ms + grace * seat.picture.grace_ms >= end or id(seat) in late_alone
             for seat, end in _ends([*group, *seats[:count]], begun, step)
         )
 

@@ -28,6 +28,7 @@ from tdm_serve.scheduler.nouns import (
 from tdm_serve.scheduler.plan import Move, Picture, Plan, decide
 
 DEFAULT = Policy()
+GRACE = 0.02  # part of an ETA by which runs may go on as forecast although a little slower
 SAFETY = 0.05  # part by which a wait before another try is longer than predicted
 KEPT_OUTCOMES = 1024
 
@@ -94,7 +95,7 @@ class Scheduler:
         place = self._door.find(self._plan, pictures, self._recent(now_ms), now_ms)
         if isinstance(place, Place):
             return self._accept(pictures, place, now_ms)
-        return Refusal(place, _patient(self._wait_ms(pictures, now_ms)))
+        return Refusal(place.reason, _patient(self._wait_ms(pictures, now_ms, place.eta_ms)))
 
     def next(self, now_ms: float) -> Run | Idle:
         """What the device does next. Raises RuntimeError while a run is open."""
@@ -205,15 +206,18 @@ class Scheduler:
         pictures = [self._picture(work) for work in works]
         return Refusal("queue_full", _patient(max(room_ms, self._wait_ms(pictures, now_ms))))
 
-    def _wait_ms(self, pictures: Sequence[Picture], now_ms: float) -> float:
-        """After how long the pictures, last in the queue, are sure to fit the longest wait or their deadline."""
+    def _wait_ms(self, pictures: Sequence[Picture], now_ms: float, eta_ms: float = 0.0) -> float:
+        """After how long the pictures are sure to be in time, last in the queue; `eta_ms` is too much now.
+
+        What could not be done on an idle device either has to wait until the device is idle, and is refused then.
+        """
         work = pictures[0].work
         limit = self.policy.max_wait_ms
         if work.deadline_ms is not None:
             limit = min(limit, (work.deadline_ms - now_ms) / (1 + self.policy.deadline_margin))
-        own = self._own_ms(pictures)
-        backlog = self.backlog_ms(now_ms)
-        return min(backlog + own - limit, backlog) if own > limit else max(0.0, backlog + own - limit)
+        own, backlog = self._own_ms(pictures), self.backlog_ms(now_ms)
+        wait = max(backlog, eta_ms) + own - limit if eta_ms > limit else backlog + own - limit
+        return max(0.0, min(wait, backlog))
 
     def _own_ms(self, pictures: Sequence[Picture]) -> float:
         lanes = {picture.lane for picture in pictures}
@@ -256,7 +260,7 @@ class Scheduler:
             eta_ms, due_ms = min(eta_ms, work.deadline_ms - now_ms), work.deadline_ms
         position = self.running + place.queue.index(pictures[0])
         for picture in pictures:
-            picture.due_ms = due_ms
+            picture.due_ms, picture.grace_ms = due_ms, GRACE * eta_ms
         ids = {picture.work.id for picture in pictures}
         self._tickets[work.ticket] = _Ticket(ids, now_ms, eta_ms, end_ms, room_ms, work.deadline_ms)
         self._plan.waiting = place.queue
