@@ -51,7 +51,7 @@ class Door:
         for picture in new:
             picture.urgent = True
         place = self._place(plan.waiting, new, 0, now_ms)
-        broken = self._breaks(limits, before, place.forecast)
+        broken = self._breaks(plan, limits, before, place.forecast)
         return place if not broken and self._miss(new, place.forecast, now_ms) is None else found
 
     def _in_line(
@@ -71,7 +71,7 @@ class Door:
             place = self._place(waiting, new, behind, now_ms)
             if (miss := self._miss(new, place.forecast, now_ms)) is not None:
                 return miss
-            if not self._breaks(limits, before, place.forecast):
+            if not self._breaks(plan, limits, before, place.forecast):
                 return place
         for picture in new:
             picture.joins = False
@@ -139,12 +139,14 @@ class Door:
         return all(ms >= share_ms or ms < 0 for ms in room)
 
     @staticmethod
-    def _breaks(limits: dict[int, float], before: Forecast, after: Forecast) -> bool:
-        """Whether some picture passes its limit that did not before, or that gets later still."""
-        for number, limit in limits.items():
-            if after.ends[number] > limit and number in before.ends:
+    def _breaks(plan: Plan, limits: dict[int, float], before: Forecast, after: Forecast) -> bool:
+        """Whether some picture passes its limit that did not before, or that gets later still, by more than a hair."""
+        for picture in (*plan.waiting, *[seat.picture for seat in (*plan.active, *plan.finishing)]):
+            number = picture.work.id
+            end = after.ends[number]
+            if end > limits[number] + picture.grace_ms and number in before.ends:
                 expected = before.ends[number]
-                if after.ends[number] > expected + DRIFT * (expected - before.made_ms):
+                if end > expected + max(picture.grace_ms, DRIFT * (expected - before.made_ms)):
                     return True
         return False
 

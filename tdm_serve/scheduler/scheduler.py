@@ -260,7 +260,8 @@ class Scheduler:
             eta_ms, due_ms = min(eta_ms, work.deadline_ms - now_ms), work.deadline_ms
         position = self.running + place.queue.index(pictures[0])
         for picture in pictures:
-            picture.due_ms, picture.grace_ms = due_ms, GRACE * eta_ms
+            picture.due_ms = due_ms
+            picture.grace_ms = GRACE * eta_ms if work.deadline_ms is None else 0.0
         ids = {picture.work.id for picture in pictures}
         self._tickets[work.ticket] = _Ticket(ids, now_ms, eta_ms, end_ms, room_ms, work.deadline_ms)
         self._plan.waiting = place.queue
