@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
+from starlette.requests import Request
+
 from tdm_app.asking import Asked
+from tdm_app.auth import caller_of
 from tdm_app.delivery import respond, usage_of
 from tdm_app.encode import encode_preview, text_of
 from tdm_app.errors import TABLE, kind_of
 from tdm_app.schemas import CompletedEvent, ImageRequest, PartialImageEvent
 from tdm_app.service import Service
 from tdm_app.sse import error_event, event
-from tdm_serve.core import Progress
+from tdm_app.tracing import trace_pictures
+from tdm_serve.core import GeneratedImage, Progress
 from tdm_serve.ticket import Ticket
 
 log = logging.getLogger(__name__)
@@ -32,16 +36,20 @@ def partial_steps(total: int, partials: int) -> tuple[int, ...]:
 
 
 async def image_events(
-    service: Service, body: ImageRequest, asked: Asked, ticket: Ticket, owner: str
+    service: Service, body: ImageRequest, asked: Asked, ticket: Ticket, request: Request
 ) -> AsyncGenerator[bytes]:
     """The events of one request. An error becomes the last of them; leaving early calls the pictures off."""
+    asked_ns, owner = time.time_ns(), caller_of(request).id
     sent = dict.fromkeys(range(len(asked.requests)), 0)
     try:
         async for progress in ticket.progress():
             if progress.preview is not None and progress.step in partial_steps(progress.total, body.partial_images):
                 yield await _partial(body, asked, progress, sent[progress.index])
                 sent[progress.index] += 1
-        for chunk in await _completed(service, body, ticket, owner):
+        pictures, made_ns = await ticket.result(), time.time_ns()
+        chunks = await _completed(service, body, pictures, owner)
+        trace_pictures(request, pictures, asked_ns, made_ns)
+        for chunk in chunks:
             yield chunk
     except Exception as error:
         if kind_of(error) is TABLE[Exception]:
@@ -61,8 +69,9 @@ async def _partial(body: ImageRequest, asked: Asked, progress: Progress, number:
     return event(shown.type, shown.model_dump_json())
 
 
-async def _completed(service: Service, body: ImageRequest, ticket: Ticket, owner: str) -> list[bytes]:
-    pictures = await ticket.result()
+async def _completed(
+    service: Service, body: ImageRequest, pictures: Sequence[GeneratedImage], owner: str
+) -> list[bytes]:
     answer = await respond(service, body, pictures, owner=owner, base_url="")
     chunks: list[bytes] = []
     for index, (picture, data) in enumerate(zip(pictures, answer.data, strict=True)):

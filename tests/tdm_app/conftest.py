@@ -19,7 +19,7 @@ from tdm_app.api import create_app
 from tdm_serve import AsyncEngine, Pipeline
 
 sys.path.append(str(Path(__file__).parent))  # --import-mode=importlib leaves the path alone
-START_S = 120
+START_S = 240
 
 
 @pytest.fixture(scope="session")

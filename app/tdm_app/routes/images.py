@@ -20,7 +20,7 @@ from tdm_app.streaming import image_events
 from tdm_app.tracing import trace_pictures
 from tdm_app.waiting import pictures_of
 
-STREAM = {"description": "With `stream`: events `image_generation.partial_image`, `image_generation.completed`."}
+STREAM = {"description": "With `stream`: `image_generation.partial_image`, then `image_generation.completed`."}
 RESPONSES = {200: {"content": {"text/event-stream": {"schema": {"type": "string", **STREAM}}}}}
 
 
@@ -44,7 +44,7 @@ def images_router(service: Service, limiter: Limiter) -> APIRouter:
         headers = {"x-eta-ms": f"{ticket.eta_ms:.0f}"}
         note(request, **facts_of(body, asked, service.settings), eta_ms=round(ticket.eta_ms, 1))
         if body.stream:
-            events = image_events(service, body, asked, ticket, caller.id)
+            events = image_events(service, body, asked, ticket, request)
             return EventStream(kept_alive(events, service.settings.keepalive_s), headers)
         pictures, made_ns = await pictures_of(ticket, request.receive), time.time_ns()
         base_url = service.base_url(request)

@@ -23,10 +23,10 @@ from tdm_app.service import Service
 from tdm_app.sse import EventStream, event, kept_alive
 
 MAX_LISTED = 100
+HEARD = "`job.status`, then `job.progress`; last `job.succeeded`, `job.failed` or `job.cancelled`, with the job."
 EVENTS: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "Events `job.status`, `job.progress`; last `job.succeeded`, `job.failed` or `job.cancelled`.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {"schema": {"type": "string", "description": HEARD}}},
     }
 }
 
