@@ -66,6 +66,7 @@ class AsyncEngine:
         self._desk = Desk(Profile(self._identity, len(self.info.sigmas)), policy, self._previews)
         self._thread = DeviceThread(device, self._desk, self._warm_up, self._warmed)
         self._warm = False
+        self._warm_lookups = 0, 0  # hits and misses of the prompt cache that were the warm-up's
         self._ending = threading.Lock()
         self._starter: Mailbox | None = None
 
@@ -156,8 +157,8 @@ class AsyncEngine:
                 waiting=waiting,
                 running=running,
                 backlog_ms=backlog_ms,
-                cache_hits=hits,
-                cache_misses=misses,
+                cache_hits=hits - self._warm_lookups[0],
+                cache_misses=misses - self._warm_lookups[1],
                 cache_bytes=held,
                 memory_bytes=memory,
             )
@@ -202,6 +203,7 @@ class AsyncEngine:
             every_batch=compiles(self._device),
         )
         profile = warm_up.run(stored)
+        self._warm_lookups = self._device.cache.hits, self._device.cache.misses
         if not self._desk.closing:
             save_profile(profile, self._path)
         self._desk.profiled(profile)

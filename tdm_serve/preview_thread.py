@@ -6,6 +6,7 @@ previews are asked for than it can make, events go out without one: a preview is
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import threading
@@ -36,19 +37,24 @@ class PreviewThread:
     def tell(self, mailbox: Mailbox, progress: Progress, clean: Any) -> None:
         """Posts the event with a preview of `clean`; without one for the last step, and when there are too many."""
         if progress.step == progress.total or self._pending >= MOST_PENDING:
-            self._thread.submit(self._post, mailbox, progress)
+            self._submit(self._post, mailbox, progress)
             return
         with self._lock:
             self._pending += 1
-        self._thread.submit(self._make, mailbox, progress, clean)
+        self._submit(self._make, mailbox, progress, clean)
 
     def settle(self, mailbox: Mailbox, outcome: Outcome) -> None:
         """Posts the outcome after everything that was told before."""
-        self._thread.submit(self._post, mailbox, outcome)
+        self._submit(self._post, mailbox, outcome)
 
     def close(self) -> None:
         """Waits for what is pending, then ends the thread."""
         self._thread.shutdown()
+
+    def _submit(self, task: Callable[..., None], *arguments: Any) -> None:
+        """Python takes no new work when it is about to end; nobody can wait for previews then."""
+        with contextlib.suppress(RuntimeError):
+            self._thread.submit(task, *arguments)
 
     def _make(self, mailbox: Mailbox, progress: Progress, clean: Any) -> None:
         with self._lock:

@@ -133,10 +133,7 @@ class Ticket:
 
         May be awaited several times. Cancelling the waiting task does not cancel the ticket.
         """
-        outcome = await self._mailbox.arrival()
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
+        return _value(await self._mailbox.arrival())
 
     async def progress(self) -> AsyncIterator[Progress]:
         """Every evaluation of every picture, from the first; ends when all are done. Raises as `result` does.
@@ -151,8 +148,7 @@ class Ticket:
             if mailbox.outcome is not None:
                 break
             await mailbox.change()
-        if isinstance(mailbox.outcome, Exception):
-            raise mailbox.outcome
+        _value(mailbox.outcome)
 
     def cancel(self) -> bool:
         """Calls the pictures off within one evaluation; waiting for them raises Cancelled. False if too late."""
@@ -161,3 +157,10 @@ class Ticket:
     def add_done_callback(self, callback: Callable[[Ticket], object]) -> None:
         """Calls `callback(ticket)` in the event loop once the outcome is here."""
         self._mailbox.on_outcome(lambda: callback(self))
+
+
+def _value(outcome: Outcome) -> list[GeneratedImage]:
+    """Raises without the frames of whoever it was raised for before."""
+    if isinstance(outcome, Exception):
+        raise outcome.with_traceback(None)
+    return outcome

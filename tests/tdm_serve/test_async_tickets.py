@@ -280,7 +280,7 @@ def test_the_model_of_a_request_decides_its_steps(started: Started, device: ToyD
             assert stats.steps == sum(stats.batch_fill.values())
             assert sum(stats.stage_seconds["denoise"].counts) == stats.steps
             assert sum(stats.eta_error.counts) == 1
-            assert stats.cache_misses > 0
+            assert stats.cache_misses == 1  # the prompts of the warm-up do not count
 
     asyncio.run(main())
 
