@@ -1,7 +1,6 @@
 """What runs next on the device, and what is promised to whom: pure decisions, no torch, no clock, no threads."""
 
 from tdm_serve.scheduler.nouns import Costs, Idle, Outcome, Policy, Promise, Refusal, Run, Stage, Work
-from tdm_serve.scheduler.queue import Waiting, next_batch
 from tdm_serve.scheduler.scheduler import Scheduler
 
 __all__ = [
@@ -14,7 +13,5 @@ __all__ = [
     "Run",
     "Scheduler",
     "Stage",
-    "Waiting",
     "Work",
-    "next_batch",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from tdm_serve.core import Shape
 from tdm_serve.scheduler.fairness import Shares
 from tdm_serve.scheduler.forecast import Forecast
 from tdm_serve.scheduler.nouns import Policy, Reason
@@ -70,6 +71,8 @@ class Door:
         for behind in sorted({index, (index + len(waiting)) // 2, (index + 3 * len(waiting)) // 4}):
             place = self._place(waiting, new, behind, now_ms)
             if (miss := self._miss(new, place.forecast, now_ms)) is not None:
+                if behind == len(waiting):
+                    before.misses[_kind(new)] = now_ms + miss.eta_ms
                 return miss
             if not self._breaks(plan, limits, before, place.forecast):
                 return place
@@ -109,10 +112,13 @@ class Door:
     def _hopeless(
         self, waiting: Sequence[Picture], new: Sequence[Picture], index: int, before: Forecast, now_ms: float
     ) -> Miss | None:
-        """What shows without a forecast: those just ahead end too late already."""
+        """What shows without a forecast: those just ahead end too late, or the like of these have missed already."""
         if not index:
             return None
-        behind_ms = before.idle_ms if index == len(waiting) else before.ends[waiting[index - 1].work.id]
+        if index == len(waiting):
+            behind_ms = before.misses.get(_kind(new), before.idle_ms)
+        else:
+            behind_ms = before.ends[waiting[index - 1].work.id]
         return self._judge(new[0], behind_ms - now_ms, now_ms)
 
     def _place(self, waiting: Sequence[Picture], new: Sequence[Picture], index: int, now_ms: float) -> Place:
@@ -149,6 +155,10 @@ class Door:
                 if end > expected + max(picture.grace_ms, DRIFT * (expected - before.made_ms)):
                     return True
         return False
+
+
+def _kind(new: Sequence[Picture]) -> tuple[Shape, int, int]:
+    return new[0].work.shape, max([picture.work.steps for picture in new]), len(new)
 
 
 def insert(waiting: Sequence[Picture], new: Sequence[Picture], index: int) -> list[Picture]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tdm_serve.core import Shape
 from tdm_serve.scheduler.nouns import Stage
 from tdm_serve.scheduler.plan import Move, Plan, decide
 
@@ -16,6 +17,8 @@ class Forecast:
     idle_ms: float  # when nothing is left to do
     begins: dict[int, float] = field(default_factory=dict[int, float])
     ends: dict[int, float] = field(default_factory=dict[int, float])
+    misses: dict[tuple[Shape, int, int], float] = field(default_factory=dict[tuple[Shape, int, int], float])
+    """When newcomers at the end of this queue would have been done, by shape, steps and count, if that was too late."""
 
 
 def forecast(plan: Plan, move: Move | None, left_ms: float, now_ms: float) -> Forecast:
