@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,8 +33,8 @@ def profile_in(state: Path) -> Profile:
     return Profile.load(path, Device(**json.loads(path.read_text())["device"]), steps=len(model().info.sigmas))
 
 
-def latencies(state: Path, prompts: Iterator[str], arrivals_ms: Sequence[float]) -> dict[str, float]:
-    """p50, p95 and p99 milliseconds, and the share that was refused."""
+def latencies(state: Path, prompts: Iterator[str], arrivals_ms: Sequence[float]) -> dict[str, Any]:
+    """p50, p95 and p99 milliseconds, their whole curve, and the share that was refused."""
     info, check = model().info, model().engine.check
     arrivals: list[Arrival] = []
     for number, at in enumerate(arrivals_ms):
@@ -41,5 +42,14 @@ def latencies(state: Path, prompts: Iterator[str], arrivals_ms: Sequence[float])
         arrivals.append(Arrival(at, (Work(number, number, shape, info.id, len(info.sigmas), at),)))
     trace = simulate(arrivals, profile_in(state))
     took = [result.took_ms for result in trace.accepted]
-    found = {f"p{p}": round(float(np.percentile(took, p)), 2) for p in (50, 95, 99)}
-    return found | {"refused": round(len(trace.refused) / len(trace.results), 4)}
+    return {**tail(took), "refused": round(len(trace.refused) / len(trace.results), 4), "curve_ms": curve(took)}
+
+
+def tail(values: Sequence[float]) -> dict[str, float]:
+    """p50, p95 and p99."""
+    return {f"p{p}": round(float(np.percentile(values, p)), 2) for p in (50, 95, 99)} if values else {}
+
+
+def curve(values: Sequence[float]) -> dict[str, float]:
+    """Percentiles from 1 to 99, for a plot."""
+    return {str(p): round(float(np.percentile(values, p)), 1) for p in (1, *range(5, 100, 5), 99)} if values else {}
