@@ -22,8 +22,10 @@ def requests_of(prompt: str, seed: str, size: str, count: int, model: str = "") 
     return [Request(prompt, one, width, height, model=model) for one in seeds_for(seed_of(seed), count)]
 
 
-def versus(prompt: str, seed: str, size: str, models: Iterable[str]) -> list[Request]:
+def versus(prompt: str, seed: str, size: str, models: Sequence[str]) -> list[Request]:
     """One request per model, all with one seed. Raises InvalidRequest."""
+    if len(set(models)) < len(models):
+        raise InvalidRequest(f"both sides are {models[0]!r}; choose two different checkpoints", param="model")
     width, height = parse_size(size)
     (one,) = seeds_for(seed_of(seed), 1)
     return [Request(prompt, one, width, height, model=model) for model in models]

@@ -29,26 +29,24 @@ def compare_tab(page: Page) -> None:
             seed = SeedBox(page, "compare")
         with gr.Column(elem_classes="result", min_width=0):
             stage = Stage(page, "compare", 2, go, stop, HINT)
-            with gr.Row(visible=False, elem_id="verdict", elem_classes="verdict") as verdict:
+            with gr.Row(elem_id="verdict"):
                 better = [gr.Button(f"{side} is better", size="md", elem_id=f"better-{side.lower()}") for side in SIDES]
 
     async def compare(
         prompt: str, text: str, lock: bool, size: str, left: str, right: str, request: Any
     ) -> AsyncGenerator[Updates]:
-        yield {verdict: gr.Row(visible=False)}
         titles = [title(infos[model]) for model in (left, right)]
         async for changes in stage.play(request, lambda: versus(prompt, text, size, (left, right)), titles):
             yield changes
         tab = page.tab_of(request)
         if kept := [tab.shown[slot.name] for slot in stage.slots if slot.name in tab.shown]:
             yield {
-                verdict: gr.Row(visible=kept[0].id is not None and left != right),
                 better[0]: gr.Button(variant="secondary"),
                 better[1]: gr.Button(variant="secondary"),
             } | seed.after(tab, kept[0].picture.seed, lock)
 
     boxes = [prompt, seed.box, seed.lock, size, left, right]
-    outputs = [*stage.outputs, verdict, *better, seed.box, seed.again]
+    outputs = [*stage.outputs, *better, seed.box, seed.again]
     gr.on([go.click, prompt.submit, seed.box.submit], page.visitor(compare), boxes, outputs, **RUNS)
     seed.on_again(compare, boxes, outputs)
     for side, button in enumerate(better):

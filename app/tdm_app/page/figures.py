@@ -54,8 +54,9 @@ def finished(kept: Kept, title: str = "") -> str:
     """The picture, how it came about, its two files and its caption. `title` is HTML."""
     picture, name = kept.picture, safe(f"{kept.picture.prompt}, seed {kept.picture.seed}")
     source = f"gradio_api/file={kept.png}"
+    kind = "shot done rateable" if kept.id is not None else "shot done"
     return (
-        f'<figure class="shot done">{title}<a class="pixels" style="{_shape(picture.width, picture.height)}" '
+        f'<figure class="{kind}">{title}<a class="pixels" style="{_shape(picture.width, picture.height)}" '
         f'href="{source}" target="_blank" title="Open the picture"><img src="{source}" alt="{name}"></a>'
         f'<div class="below">{_strip((*kept.strip, source) if kept.strip else ())}<span class="files">'
         f'<a href="{source}" download="{kept.png.name}">PNG</a>'
@@ -68,6 +69,11 @@ def status(text: str, share: float | None = None, kind: str = "") -> str:
     """One line about what is going on, with a bar when `share` (0 to 1) is known. `text` is HTML."""
     bar = "" if share is None else f'<span class="bar"><span style="width:{100 * share:.1f}%"></span></span>'
     return f'<div class="status {kind}">{bar}<span class="said">{text}</span></div>'
+
+
+def alert(sentence: str) -> str:
+    """What went wrong; `sentence` is HTML."""
+    return f'<p role="alert">{sentence}</p>'
 
 
 def _strip(strip: Strip) -> str:

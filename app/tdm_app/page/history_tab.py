@@ -20,9 +20,9 @@ def history_tab(page: Page, tabs: Any, home: Any, target: GenerateTab, selected:
         with gr.Column(min_width=0):
             gallery = gr.Gallery(
                 show_label=False, columns=6, object_fit="contain", allow_preview=False, interactive=False, buttons=[],
-                elem_id="history", visible=False, container=False,
+                elem_id="history", container=False,
             )  # fmt: skip
-        with gr.Column(min_width=0, visible=False, elem_id="history-detail") as detail:
+        with gr.Column(min_width=0, elem_id="history-detail"):
             figure = page.markup()
             recipe = page.markup(elem_id="history-recipe")
             use = gr.Button("Use this recipe", elem_id="history-use")
@@ -31,9 +31,10 @@ def history_tab(page: Page, tabs: Any, home: Any, target: GenerateTab, selected:
         tab = page.tab_of(request)
         history = tab.listed = list(tab.history)
         return {
-            gallery: gr.Gallery([(str(kept.png), kept.picture.prompt) for kept in history], visible=bool(history)),
-            hint: gr.Markdown(visible=not history),
-            detail: gr.Column(visible=False),
+            gallery: gr.Gallery([(str(kept.png), kept.picture.prompt) for kept in history], selected_index=None),
+            hint: "" if history else figures.status(EMPTY),
+            figure: "",
+            recipe: "",
         }
 
     async def pick(event: Any, request: Any) -> dict[Any, Any]:
@@ -42,7 +43,6 @@ def history_tab(page: Page, tabs: Any, home: Any, target: GenerateTab, selected:
             return {}
         tab.picked = kept
         return {
-            detail: gr.Column(visible=True),
             figure: figures.finished(kept),
             recipe: words.recipe_rows(kept.picture.recipe()),
         }
@@ -55,8 +55,8 @@ def history_tab(page: Page, tabs: Any, home: Any, target: GenerateTab, selected:
         values = (picture.prompt, str(picture.seed), True, f"{picture.width}x{picture.height}", picture.model)
         return {tabs: gr.Tabs(selected=home)} | dict(zip(target.recipe, values, strict=True))
 
-    selected(page.visitor(show), None, [gallery, hint, detail], **NOW)
-    gallery.select(page.visitor(pick), None, [detail, figure, recipe], **NOW)
+    selected(page.visitor(show), None, [gallery, hint, figure, recipe], **NOW)
+    gallery.select(page.visitor(pick), None, [figure, recipe], **NOW)
     use.click(page.visitor(take), None, [tabs, *target.recipe], **NOW)
 
 

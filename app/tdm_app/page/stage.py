@@ -1,7 +1,8 @@
 """A stage: a place on the page where pictures are made. Every tab has one; they differ in what they ask for.
 
 It has a status line, a line for what went wrong, and slots. A slot is a frame for one picture and its two thumbs. The
-functions here return updates: dictionaries from a component to what becomes of it.
+functions here return updates: dictionaries from a component to what becomes of it. Nothing here is shown or hidden by
+its `visible`: gradio loses what it is told of a component that is about to appear. The style sheet hides what is empty.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from tdm_app.auth import Caller, caller_of
@@ -82,9 +84,7 @@ class Slot:
     """A frame for one picture, and its thumbs."""
 
     name: str
-    box: Any
     figure: Any
-    thumbs: Any
     up: Any
     down: Any
 
@@ -97,7 +97,7 @@ class Stage:
         gr = page.gr
         with gr.Column(elem_classes="stage"):
             self.status = page.markup(figures.status(hint), elem_id=f"{name}-status")
-            self.problem = page.markup(visible=False, elem_id=f"{name}-problem", elem_classes="problem")
+            self.problem = page.markup(elem_id=f"{name}-problem", elem_classes="problem")
             with gr.Row(elem_classes=["shots", f"of-{places}"], elem_id=f"{name}-shots"):
                 self.slots = [self._slot(f"{name}-{number}", number) for number in range(places)]
         self._wire(stop)
@@ -105,7 +105,7 @@ class Stage:
     @property
     def outputs(self) -> list[Any]:
         """Everything that `play` may change."""
-        own = [part for slot in self.slots for part in (slot.box, slot.figure, slot.thumbs, slot.up, slot.down)]
+        own = [part for slot in self.slots for part in (slot.figure, slot.up, slot.down)]
         return [self.status, self.problem, self.go, self.stop, *own]
 
     async def play(
@@ -153,15 +153,12 @@ class Stage:
         gr = self.page.gr
         changes: Updates = {
             self.status: figures.status("Starting", 0.0),
-            self.problem: gr.Markdown(visible=False),
+            self.problem: "",
             self.go: gr.Button(interactive=False),
             self.stop: gr.Button(interactive=True),
         }
-        for number, slot in enumerate(self.slots):
-            changes[slot.box] = gr.Column(visible=number < len(asked))
-            changes[slot.thumbs] = gr.Row(visible=False)
-            if number < len(asked):
-                changes[slot.figure] = figures.waiting(asked[number].width, asked[number].height)
+        for slot, one in zip_longest(self.slots, asked):
+            changes[slot.figure] = figures.waiting(one.width, one.height) if one else ""
         return changes
 
     def _under_way(self, asked: Sequence[Request], view: View) -> Updates:
@@ -181,15 +178,13 @@ class Stage:
         return changes
 
     def _failed(self, error: Exception) -> Updates:
-        gr, changes = self.page.gr, self._idle()
+        changes = self._idle()
         sentence = words.trouble(error)
         calm = isinstance(error, Cancelled)
         changes[self.status] = figures.status(sentence if calm else self.hint)
-        changes[self.problem] = gr.Markdown("" if calm else f'<p role="alert">{sentence}</p>', visible=not calm)
+        changes[self.problem] = "" if calm else figures.alert(sentence)
         for number, slot in enumerate(self.slots):
-            changes[slot.box] = gr.Column(visible=number == 0)
-            changes[slot.figure] = figures.empty()
-            changes[slot.thumbs] = gr.Row(visible=False)
+            changes[slot.figure] = "" if number else figures.empty()
         return changes
 
     def _idle(self) -> Updates:
@@ -199,10 +194,8 @@ class Stage:
     def thumbs(self, tab: Tab, slot: Slot) -> Updates:
         """How the thumbs of a slot look now."""
         gr, kept = self.page.gr, tab.shown.get(slot.name)
-        known = kept is not None and kept.id is not None
         given = tab.ratings.get(kept.id) if kept is not None and kept.id is not None else None
         return {
-            slot.thumbs: gr.Row(visible=known),
             slot.up: gr.Button(variant="primary" if given is True else "secondary"),
             slot.down: gr.Button(variant="stop" if given is False else "secondary"),
         }
@@ -220,12 +213,11 @@ class Stage:
 
     async def attempt(self, work: Awaitable[None]) -> Updates:
         """Nothing where the work could be done, else the sentence that says why not."""
-        gr = self.page.gr
         try:
             await work
         except Exception as error:  # noqa: BLE001 - the visitor gets a sentence, whatever it is
             _log(error)
-            return {self.problem: gr.Markdown(f'<p role="alert">{words.trouble(error)}</p>', visible=True)}
+            return {self.problem: figures.alert(words.trouble(error))}
         return {}
 
     def _wire(self, stop: Any) -> None:
@@ -244,16 +236,16 @@ class Stage:
         if page.service.feedback.on:
             for slot in self.slots:
                 for button, up in ((slot.up, True), (slot.down, False)):
-                    button.click(rater(slot, up), None, [self.problem, slot.thumbs, slot.up, slot.down], **NOW)
+                    button.click(rater(slot, up), None, [self.problem, slot.up, slot.down], **NOW)
 
     def _slot(self, name: str, number: int) -> Slot:
         page, gr = self.page, self.page.gr
-        with gr.Column(visible=number == 0, elem_classes="slot", elem_id=name, min_width=0) as box:
-            figure = page.markup(figures.empty())
-            with gr.Row(visible=False, elem_classes="thumbs") as thumbs:
+        with gr.Column(elem_classes="slot", elem_id=name, min_width=0):
+            figure = page.markup("" if number else figures.empty())
+            with gr.Row(elem_classes="thumbs"):
                 up = gr.Button("Good", size="sm", elem_classes="up", elem_id=f"{name}-up", min_width=0)
                 down = gr.Button("Bad", size="sm", elem_classes="down", elem_id=f"{name}-down", min_width=0)
-        return Slot(name, box, figure, thumbs, up, down)
+        return Slot(name, figure, up, down)
 
 
 def run_buttons(gr: Any, label: str, go: str, stop: str) -> tuple[Any, Any]:
