@@ -6,6 +6,7 @@ deleted, also after the switch was turned off again.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,9 @@ from tdm_app.refusal import Refused, refusal
 from tdm_app.settings import DAY_S, Settings
 from tdm_app.state import State
 from tdm_serve import GeneratedImage
-from tdm_serve.errors import InvalidRequest
+from tdm_serve.errors import InvalidRequest, OutputError
+
+log = logging.getLogger(__name__)
 
 OFF = "feedback is switched off here, so nothing is kept; the setting `feedback` switches it on"
 
@@ -31,17 +34,20 @@ class Feedback:
         self._days = settings.picture_retention_s / DAY_S
 
     async def remember(self, recipes: Mapping[str, Mapping[str, Any]], owner: str = "") -> None:
-        """Makes pictures known by id, so that they can be rated. Does nothing where feedback is off."""
+        """Makes pictures known by id, so that they can be rated. Does nothing where feedback is off.
+
+        A full disk is logged only: a picture that cannot be rated is better than none.
+        """
         if self.on and recipes:
-            await self.state.remember(recipes, owner)
+            await self._remember(recipes, owner)
 
     async def ids(self, pictures: Sequence[GeneratedImage], owner: str = "") -> list[str | None]:
         """New ids under which these pictures can be rated; None where nobody can."""
         if not self.on:
             return [None] * len(pictures)
         recipes = {new_id("img"): picture.recipe() for picture in pictures}
-        await self.state.remember(recipes, owner)
-        return list(recipes)
+        known = await self._remember(recipes, owner)
+        return [image_id if known else None for image_id in recipes]
 
     async def rate(self, id: str, up: bool, owner: str = "") -> None:  # noqa: A002 - the API's name
         """Thumb up or down; the last word counts."""
@@ -81,6 +87,14 @@ class Feedback:
         count = await self.state.write(feedback_table.delete, feedback_id=feedback_id, image_id=image_id, owner=owner)
         await self.state.empty_log()
         return count
+
+    async def _remember(self, recipes: Mapping[str, Mapping[str, Any]], owner: str) -> bool:
+        try:
+            await self.state.remember(recipes, owner)
+        except OutputError as error:
+            log.error("%d pictures cannot be rated: %s", len(recipes), error)
+            return False
+        return True
 
     async def _recipe(self, image_id: str, sees: str | None) -> dict[str, Any]:
         picture = await self.state.picture(image_id, sees)

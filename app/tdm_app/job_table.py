@@ -102,7 +102,8 @@ def finish(
 ) -> bool:
     """-> succeeded, with its result and the recipes of its pictures (image id -> recipe) in one go.
 
-    False for a job that has ended already; nothing is written then, and the caller removes `files`.
+    False for a job that has ended already; nothing is written then, and the caller removes `files`. True also where
+    these very files are its result: a commit may succeed and still be told as failed.
     """
     done = _change(
         connection,
@@ -110,10 +111,10 @@ def finish(
         "WHERE id = ? AND status IN ('queued', 'running')",
         (time.time(), json.dumps(result), json.dumps(list(files)), job_id),
     )
-    if done and pictures:
-        owner = connection.execute("SELECT owner FROM jobs WHERE id = ?", (job_id,)).fetchone()["owner"]
-        picture_table.remember(connection, pictures, owner)
-    return done
+    job = get(connection, job_id)
+    if job is not None and done:
+        picture_table.remember(connection, pictures, job.owner)
+    return job is not None and (done or (bool(files) and job.files == tuple(files)))
 
 
 def fail(connection: sqlite3.Connection, job_id: str, error: Json) -> bool:

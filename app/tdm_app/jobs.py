@@ -15,9 +15,10 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -37,6 +38,7 @@ from tdm_serve.errors import (
     DeadlineUnreachable,
     EngineClosed,
     EngineFailed,
+    OutputError,
     Overloaded,
     TdmServeError,
 )
@@ -44,10 +46,12 @@ from tdm_serve.stats import WarmShape
 from tdm_serve.ticket import Ticket
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 FED_BATCHES = 2  # pictures of jobs in the engine, in its best batches: one on the device, one behind it
 LONGEST_PAUSE_S = 1.0  # between two attempts to hand a job to a busy engine
 NOT_WARM_MS = 5000.0  # when to come back while nothing can be predicted
+FULL_PAUSE_S = 2.0  # between two attempts to write to a full disk
 TRIES = 2  # of a job whose engine died under it
 
 
@@ -149,9 +153,9 @@ class Jobs:
 
     async def _feed(self) -> None:
         """Hands jobs to the engine for as long as it takes any."""
-        await self._load()
         pause_s: float | None = None
         with contextlib.suppress(EngineClosed):  # the service stops, or never started; the disk has what waits
+            await self._load()
             await self._service.started()
             while True:
                 with contextlib.suppress(TimeoutError):
@@ -161,11 +165,12 @@ class Jobs:
 
     async def _load(self) -> None:
         """Takes up what an earlier process left. A job that this server no longer takes fails with its reason."""
-        for job in await self._state.jobs_to_run():
+        for job in await self._written("jobs of an earlier process", self._state.jobs_to_run):
             try:
                 self._queue.add(self._revived(job))
             except (TdmServeError, ValidationError) as error:
-                await self._state.fail_job(job.id, problem_of(error).body()["error"])
+                fail = partial(self._state.fail_job, job.id, problem_of(error).body()["error"])
+                await self._written(f"job {job.id}", fail)
         self._loaded.set()
         self._wake.set()
 
@@ -215,7 +220,8 @@ class Jobs:
         except EngineClosed:
             return  # the service stops; the next start runs the job again
         except Cancelled:
-            await self._state.cancel_job(live.id)
+            with contextlib.suppress(OutputError):  # whoever called it off has written that down
+                await self._state.cancel_job(live.id)
         except EngineFailed as error:
             live.tries += 1
             if live.tries < TRIES:
@@ -230,17 +236,37 @@ class Jobs:
         self._over(live)
 
     async def _begin(self, live: LiveJob) -> None:
-        live.running = await self._state.start_job(live.id)
+        try:
+            live.running = await self._state.start_job(live.id)
+        except OutputError as error:  # its end needs the disk, and waits for it
+            log.error("job %s: %s", live.id, error)
+            live.running = True
 
     async def _finish(self, live: LiveJob, ticket: Ticket) -> None:
-        kept = await keep(self._service, live.body, await ticket.result())
+        pictures = await ticket.result()
+        kept = await self._written(f"job {live.id}", lambda: keep(self._service, live.body, pictures))
         result: dict[str, Any] = kept.answer.model_dump(mode="json")
-        if not await self._state.finish_job(live.id, result, kept.files, kept.recipes):
+        finish = partial(self._state.finish_job, live.id, result, kept.files, kept.recipes)
+        if not await self._written(f"job {live.id}", finish):
             await self._store.remove(kept.files)  # it was cancelled in its last moment
 
     async def _fail(self, live: LiveJob, error: Exception) -> None:
-        await self._state.fail_job(live.id, problem_of(error).body()["error"])
+        with contextlib.suppress(EngineClosed):
+            await self._written(
+                f"job {live.id}", partial(self._state.fail_job, live.id, problem_of(error).body()["error"])
+            )
         self._over(live)
+
+    async def _written(self, what: str, write: Callable[[], Awaitable[T]]) -> T:
+        """What `write` returns, which is tried until the disk has room. EngineClosed where the service stops first."""
+        while True:
+            try:
+                return await write()
+            except OutputError as error:
+                log.error("%s: tried again in %g s: %s", what, FULL_PAUSE_S, error)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._service.stopping.wait(), FULL_PAUSE_S)
+                raise EngineClosed("the service stops")
 
     def _over(self, live: LiveJob) -> None:
         self._queue.drop(live.id)

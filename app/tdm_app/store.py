@@ -23,7 +23,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tdm_app.refusal import Refused, refusal
-from tdm_serve.errors import OutputError
+from tdm_serve.errors import InvalidRequest, OutputError
 from tdm_serve.files import write_atomically
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,10 @@ class Store:
             return sum(self._sizes.values())
 
     async def put(self, data: bytes, extension: str, keep_s: float) -> str:
-        """Keeps a picture file for a time and returns its id; `extension` is png, jpeg or webp. OutputError."""
+        """Keeps a picture file for a time and returns its id; `extension` is png, jpeg or webp.
+
+        OutputError without space, InvalidRequest for a picture that is larger than the whole store.
+        """
         return await asyncio.to_thread(self._put, data, extension, keep_s)
 
     async def get(self, file_id: str) -> bytes | None:
@@ -103,8 +106,10 @@ class Store:
 
     def _put(self, data: bytes, extension: str, keep_s: float) -> str:
         if len(data) > self.cap_bytes:
-            raise OutputError(
-                f"a picture has {len(data)} bytes and the store holds {self.cap_bytes}; a larger store_mb makes room"
+            raise InvalidRequest(
+                f"a picture of this size has {len(data)} bytes; allowed here: at most {self.cap_bytes}, "
+                "which is all that the server may keep (setting store_mb)",
+                "size",
             )
         file_id = f"file_{int(time.time() + keep_s):08x}_{secrets.token_urlsafe(16)}.{extension}"
         assert ID.fullmatch(file_id), file_id

@@ -75,6 +75,15 @@ async def test_a_job_ends_once(state: State, first: str, second: str) -> None:
     assert (await state.picture("img_1") is not None) == (first == "finish")
 
 
+async def test_the_same_end_told_twice_is_one(state: State) -> None:
+    job = await state.add_job("", BODY)
+    assert await state.finish_job(job.id, {"mark": 1}, ["a.png"], {"img_1": RECIPE})
+    before = await state.job(job.id)
+    assert await state.finish_job(job.id, {"mark": 1}, ["a.png"], {"img_1": RECIPE})  # nobody knew of the first
+    assert not await state.finish_job(job.id, {"mark": 2}, ["b.png"], {"img_2": RECIPE})
+    assert await state.job(job.id) == before
+
+
 async def test_ends_that_race_have_one_winner(state: State) -> None:
     for _ in range(20):
         job = await state.add_job("", BODY)

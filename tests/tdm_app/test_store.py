@@ -26,7 +26,7 @@ from tdm_app.routes.files import files_router
 from tdm_app.settings import Settings
 from tdm_app.state import State
 from tdm_app.store import Store, kept_until_s
-from tdm_serve.errors import OutputError
+from tdm_serve.errors import InvalidRequest
 
 pytestmark = pytest.mark.anyio
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(92)
@@ -138,7 +138,7 @@ async def test_the_oldest_go_first(tmp_path: Path) -> None:
     assert [await store.get(file_id) is not None for file_id in ids] == [False, True, True, True]
     big = await store.put(bytes(1000), "png", 3600)
     assert [path.name for path in store.folder.iterdir()] == [big]
-    with pytest.raises(OutputError, match=r"a picture has 1001 bytes and the store holds 1000; a larger store_mb"):
+    with pytest.raises(InvalidRequest, match=r"has 1001 bytes; allowed here: at most 1000, .*store_mb"):
         await store.put(bytes(1001), "png", 3600)
     assert await store.get(big) is not None
 
