@@ -21,10 +21,12 @@ Matrix = tuple[tuple[float, float, float], ...]
 def picture(latents: Tensor, matrix: Matrix, factor: int) -> Image.Image:
     """Normalised latents (1, C, h, w) as a picture of (w * factor, h * factor) pixels, bicubic between cells."""
     cells = latents[0].float().cpu().numpy()  # (C, h, w)
+    channels, height, width = cells.shape
     colours = np.asarray(matrix, dtype=np.float32)
-    rgb = np.tensordot(cells, colours[:-1], axes=(0, 0)) + colours[-1]  # (h, w, 3)
-    small = Image.fromarray(np.nan_to_num(rgb).clip(0, 255).round().astype(np.uint8))
-    return small.resize((small.width * factor, small.height * factor), Image.Resampling.BICUBIC)
+    rgb = np.nan_to_num(cells.reshape(channels, -1).T @ colours[:-1] + colours[-1], copy=False)  # (h * w, 3)
+    pixels = np.clip(rgb + 0.5, 0, 255, out=rgb).astype(np.uint8)
+    small = Image.frombytes("RGB", (width, height), pixels.tobytes())
+    return small.resize((width * factor, height * factor), Image.Resampling.BICUBIC)
 
 
 def fit(latents: Tensor, pictures: Tensor) -> Matrix:
