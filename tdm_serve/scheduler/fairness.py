@@ -49,35 +49,41 @@ class Shares:
     def limits(self, waiting: Sequence[Picture], work: Work) -> list[float]:
         """How late each of `waiting` may get for the sake of `work`: its due moment, and what is owed beyond.
 
-        A lower priority gives way by `aging_ms` for each level between the two; a tenant with more than its share
-        ahead of a picture gives way by `fair_share` of the surplus, and one that has by far the most of the queue by
-        a picture anyway. Deadlines give no way.
+        A lower priority gives way by `aging_ms` for each level between the two. A tenant that has by far the most of
+        the queue gives way by one picture, and by `fair_share` of what it has ahead of each beyond its share.
+        Deadlines give no way.
         """
         policy = self._policy
-        tenants = {picture.work.tenant for picture in waiting} | {work.tenant}
-        total = sum(self._weight(tenant) for tenant in tenants)
-        ahead_of_all, ahead = 0.0, dict.fromkeys(tenants, 0.0)
-        queued = dict.fromkeys(tenants, 0.0)
-        for picture in waiting:
-            queued[picture.work.tenant] += picture.share_ms
-        everything = sum(queued.values())
-        surplus = {tenant: queued[tenant] - everything * self._weight(tenant) / total for tenant in tenants}
-        greedy = {tenant for tenant in tenants if surplus[tenant] > everything - queued[tenant]}
+        greedy = self._greedy(waiting, work)
+        ahead_of_all, ahead = 0.0, dict.fromkeys(greedy, 0.0)
         limits: list[float] = []
         for picture in waiting:
             other = picture.work
             limit = picture.due_ms
             if other.deadline_ms is None:
                 limit += policy.aging_ms * max(0, work.priority - other.priority)
-                if other.tenant != work.tenant:
-                    share = ahead_of_all * self._weight(other.tenant) / total
-                    limit += policy.fair_share * max(0.0, ahead[other.tenant] - share)
-                    if other.tenant in greedy and surplus[other.tenant] > GREEDY * picture.share_ms:
-                        limit += picture.share_ms
+                if other.tenant in greedy:
+                    beyond_ms = ahead[other.tenant] - ahead_of_all * greedy[other.tenant]
+                    limit += policy.fair_share * max(0.0, beyond_ms) + picture.share_ms
             ahead_of_all += picture.share_ms
-            ahead[other.tenant] += picture.share_ms
+            if other.tenant in ahead:
+                ahead[other.tenant] += picture.share_ms
             limits.append(limit)
         return limits
+
+    def _greedy(self, waiting: Sequence[Picture], work: Work) -> dict[str, float]:
+        """Tenants other than that of `work` with more beyond their share than all others have at all; their shares."""
+        queued = {work.tenant: 0.0}
+        for picture in waiting:
+            queued[picture.work.tenant] = queued.get(picture.work.tenant, 0.0) + picture.share_ms
+        everything, weights = sum(queued.values()), sum(self._weight(tenant) for tenant in queued)
+        shares = {tenant: self._weight(tenant) / weights for tenant in queued if tenant != work.tenant}
+        few_ms = GREEDY * max([picture.share_ms for picture in waiting], default=0.0)
+        return {
+            tenant: share
+            for tenant, share in shares.items()
+            if queued[tenant] - share * everything > max(few_ms, everything - queued[tenant])
+        }
 
     def _end(self, picture: Picture) -> float:
         return picture.tag + picture.share_ms / self._weight(picture.work.tenant)
