@@ -102,7 +102,11 @@ class WarmUp:
             found = self._passes(shape, batch)
             if found is None:
                 return self._stopping()
-            if not 1 / AGREES <= found.step_ms / stored.step_ms(shape, batch, 1) <= AGREES:
+            expected = Pass(
+                stored.start_ms(shape, batch, 0), stored.step_ms(shape, batch), stored.finish_ms(shape, batch)
+            )
+            ratio = found.picture_ms(batch, self._steps) / expected.picture_ms(batch, self._steps)
+            if not 1 / AGREES <= ratio <= AGREES:
                 logger.info("the stored profile no longer holds for %s at batch %d; measuring anew", shape, batch)
                 return False
             _note(stored, shape, batch, found)
