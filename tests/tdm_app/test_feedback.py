@@ -220,8 +220,8 @@ async def test_what_the_page_uses(state: State, pipeline: Pipeline) -> None:
     assert all(ids)
     await feedback.rate(str(ids[0]), up=False)
     await feedback.prefer(str(ids[1]), over=str(ids[2]))
-    likes = [record["like"] for record in await feedback.records()]
-    assert likes == [False, True, False]
+    likes = {record["seed"]: record["like"] for record in await feedback.records()}
+    assert likes == {1: False, 2: True, 3: False}
     off = Feedback(state, Settings(feedback=False))
     assert (off.on, await off.ids(pictures)) == (False, [None] * 3)
 
