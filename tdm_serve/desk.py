@@ -71,16 +71,30 @@ class Desk:
             deadline = None if terms.deadline_ms is None else now + terms.deadline_ms
             for index, one in enumerate(asked):
                 order.items.append(Item(self._work(one, order, terms, deadline), order, index, one.request))
-            promise = self._scheduler.offer([item.work for item in order.items], now)
-            if isinstance(promise, Refusal):
-                raise self._refused(promise.reason, _refusal(promise))
-            order.promised_ms = promise.eta_ms
+            mailbox.number = order.number
             self._orders[order.number] = order
             self._items.update((item.work.id, item) for item in order.items)
-            mailbox.number = order.number
+            try:
+                order.promised_ms = self._promise_ms(order, now)
+            except BaseException:  # a signal's exception, too, may not leave half an order here
+                self._forget(order)
+                raise
             self.counters.accepted += 1
             self.lock.notify_all()
             return order
+
+    def _promise_ms(self, order: Order, now: float) -> float:
+        promise = self._scheduler.offer([item.work for item in order.items], now)
+        if isinstance(promise, Refusal):
+            raise self._refused(promise.reason, _refusal(promise))
+        return promise.eta_ms
+
+    def _forget(self, order: Order) -> None:
+        """What of an order is left to make is not made. Needs the lock."""
+        self._orders.pop(order.number, None)
+        for item in order.items:
+            self._items.pop(item.work.id, None)
+        self._scheduler.cancel(order.number)
 
     def _work(self, asked: Asked, order: Order, terms: Terms, deadline_ms: float | None) -> Work:
         return Work(
@@ -220,13 +234,8 @@ class Desk:
         if order.outcome is not None:
             return
         order.outcome = outcome
-        self._orders.pop(order.number, None)
-        for item in order.items:
-            self._items.pop(item.work.id, None)
-        if isinstance(outcome, Exception):
-            self._scheduler.cancel(order.number)
-            self._post([(order.mailbox, outcome)])
-        elif order.previews:
+        self._forget(order)
+        if order.previews and not isinstance(outcome, Exception):
             self._previews.settle(order.mailbox, outcome)
         else:
             self._post([(order.mailbox, outcome)])

@@ -6,18 +6,36 @@ import asyncio
 import gc
 import threading
 from collections.abc import Awaitable, Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tdm_serve import AsyncEngine, GeneratedImage, Request
+from tdm_serve.core import Shape
 from tdm_serve.errors import EngineClosed, EngineFailed, OutOfDeviceMemory, PictureFailed, TdmServeError
+from tdm_serve.profile import Device as Identity
+from tdm_serve.profile import Profile
+from tdm_serve.scheduler import Policy, Stage
 from tdm_serve.ticket import Ticket
 from tests.tdm_serve.toy_device import BAD, NAN, ToyDevice, asked, is_right
 
+SHAPE = Shape(64, 64, 32)
 STAGES = ["start", "step", "finish"]
 Run = Callable[[Callable[[AsyncEngine], Awaitable[Any]]], Any]
+
+
+class Steady(Profile):
+    """Batches of four are the best, whatever the machine that the tests run on is busy with."""
+
+    def __init__(self, device: Identity) -> None:
+        super().__init__(device)
+        for stage, batch in product(Stage, (1, 2, 4)):
+            super().observe(stage, SHAPE, batch, 1.0)
+
+    def observe(self, stage: Stage, shape: Shape, batch: int, ms: float, models: int = 1) -> None:
+        """Learns nothing."""
 
 
 @pytest.fixture
@@ -30,8 +48,9 @@ def run(device: ToyDevice, tmp_path: Path) -> Run:
     """Runs a scene with a started engine of batches up to 4, and checks that nothing is left of it."""
 
     async def scene(play: Callable[[AsyncEngine], Awaitable[Any]]) -> Any:
-        engine = AsyncEngine(device, max_batch=4, profile=tmp_path)
+        engine = AsyncEngine(device, policy=Policy(slack=10.0), max_batch=4, profile=tmp_path)
         await engine.start()
+        engine._desk.profiled(Steady(engine._identity))
         device.calls.clear()
         try:
             return await play(engine)
@@ -111,7 +130,7 @@ def test_out_of_memory_halves_the_batch(run: Run, device: ToyDevice, stage: str)
         for request, outcome in zip(requests, outcomes, strict=True):
             assert isinstance(outcome, list)
             assert is_right(outcome[0], request)
-        assert max(device.batches(stage, "a star")) == 4 or stage != "step"
+        assert max(device.batches(stage, "a star")) > 2
         assert not engine.stats().failed
 
     run(play)

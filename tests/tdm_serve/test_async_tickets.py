@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 
@@ -410,5 +410,29 @@ def test_random_submissions_and_cancellations_leave_nothing(started: Started, de
             assert (stats.waiting, stats.running, stats.restarts) == (0, 0, 0)
             assert stats.accepted == stats.finished + stats.cancelled + sum(stats.failed.values())
             assert stats.finished and stats.cancelled and stats.failed
+
+    asyncio.run(main())
+
+
+def test_a_signal_in_the_middle_of_a_submission_leaves_nothing_behind(started: Started, device: ToyDevice) -> None:
+    class Signal(BaseException):
+        """What a handler raises, wherever the program is."""
+
+    async def main() -> None:
+        async with started(device) as engine:
+            scheduler = engine._desk._scheduler
+            offer = scheduler.offer
+
+            def interrupted(*arguments: Any) -> None:
+                offer(*arguments)
+                raise Signal
+
+            scheduler.offer = interrupted  # pyright: ignore[reportAttributeAccessIssue]
+            with pytest.raises(Signal):
+                engine.submit([asked("half")])
+            scheduler.offer = offer
+            assert is_right((await engine.generate([asked()]))[0], asked())
+            assert not device.batches("start", "half")
+            assert (engine.stats().accepted, engine.stats().waiting, engine.stats().restarts) == (1, 0, 0)
 
     asyncio.run(main())
