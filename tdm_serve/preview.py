@@ -23,8 +23,8 @@ def picture(latents: Tensor, matrix: Matrix, factor: int) -> Image.Image:
     cells = latents[0].float().cpu().numpy()  # (C, h, w)
     channels, height, width = cells.shape
     colours = np.asarray(matrix, dtype=np.float32)
-    rgb = np.nan_to_num(cells.reshape(channels, -1).T @ colours[:-1] + colours[-1], copy=False)  # (h * w, 3)
-    pixels = np.clip(rgb + 0.5, 0, 255, out=rgb).astype(np.uint8)
+    rgb = cells.reshape(channels, -1).T @ colours[:-1] + (colours[-1] + 0.5)  # (h * w, 3)
+    pixels = np.fmin(np.fmax(rgb, 0), 255).astype(np.uint8)  # fmax takes what is no number for 0
     small = Image.frombytes("RGB", (width, height), pixels.tobytes())
     return small.resize((width * factor, height * factor), Image.Resampling.BICUBIC)
 
