@@ -70,7 +70,7 @@ def error(frozen: Frozen, matrix: Matrix, seed: int) -> float:
 def write_matrix(path: Path, matrix: Matrix) -> None:
     """Sets `preview.matrix` of a manifest; whatever else it holds stays."""
     manifest = json.loads(path.read_text())
-    manifest["preview"] = manifest.get("preview", {}) | {"matrix": matrix}
+    manifest["preview"] = {"matrix": matrix}
     write_atomically(path, (json.dumps(manifest, indent=1) + "\n").encode())
 
 
