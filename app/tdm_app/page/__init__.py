@@ -22,7 +22,7 @@ from tdm_app.service import Service
 
 WAITING = 256  # visitors whose events may queue behind those that are served
 CSS = Path(__file__).with_name("style.css")
-SCRIPT = Path(__file__).with_name("keys.js")
+SCRIPT = Path(__file__).with_name("page.js")
 
 __all__ = ["CSS", "SCRIPT", "build_page"]
 

@@ -67,8 +67,9 @@ def rate_tab(page: Page, selected: Any) -> None:
     another.click(surprise, None, prompt, **NOW)
     finished = rest.click(page.visitor(finish), [prompt, model], [score, prompt], **NOW)
     finished.then(page.visitor(group), [prompt, model], outputs, **RUNS)
-    thumbs = [thumb.click for slot in stage.slots for thumb in (slot.up, slot.down)]
-    gr.on([selected, model.input, go.click, *thumbs], tally, model, score, **NOW)
+    gr.on([selected, model.input], tally, model, score, **NOW)
+    for rated in stage.rated:
+        rated.then(tally, model, score, **NOW)
 
 
 def sentence(groups: Groups, model: str) -> str:
@@ -77,5 +78,6 @@ def sentence(groups: Groups, model: str) -> str:
         f'<div class="score"><p><strong>{groups.usable}</strong> of {groups.groups} rated groups usable</p>'
         f"<p>{groups.pictures} pictures of <code>{safe(model)}</code> are rated. To train from them:</p>"
         "<pre><code>tdm-serve feedback export likes.jsonl<br>"
-        f"tdm-serve finetune tdm-r1 --checkpoint {safe(model)} --feedback likes.jsonl</code></pre></div>"
+        f"tdm-serve finetune tdm-r1 --checkpoint {safe(model)} --feedback likes.jsonl --reward jpeg</code></pre>"
+        "<p>The reward is only logged beside the ratings; this one judges any prompt.</p></div>"
     )

@@ -100,7 +100,7 @@ class Stage:
             self.problem = page.markup(elem_id=f"{name}-problem", elem_classes="problem")
             with gr.Row(elem_classes=["shots", f"of-{places}"], elem_id=f"{name}-shots"):
                 self.slots = [self._slot(f"{name}-{number}", number) for number in range(places)]
-        self._wire(stop)
+        self.rated = self._wire(stop)
 
     @property
     def outputs(self) -> list[Any]:
@@ -220,7 +220,8 @@ class Stage:
             return {self.problem: figures.alert(words.trouble(error))}
         return {}
 
-    def _wire(self, stop: Any) -> None:
+    def _wire(self, stop: Any) -> list[Any]:
+        """Returns the events of the thumbs, for what shall happen after them."""
         page = self.page
 
         async def cancel(request: Any) -> None:
@@ -233,10 +234,13 @@ class Stage:
             return page.visitor(rate)
 
         stop.click(page.visitor(cancel), None, None, **NOW)
-        if page.service.feedback.on:
-            for slot in self.slots:
-                for button, up in ((slot.up, True), (slot.down, False)):
-                    button.click(rater(slot, up), None, [self.problem, slot.up, slot.down], **NOW)
+        if not page.service.feedback.on:
+            return []
+        return [
+            button.click(rater(slot, up), None, [self.problem, slot.up, slot.down], **NOW)
+            for slot in self.slots
+            for button, up in ((slot.up, True), (slot.down, False))
+        ]
 
     def _slot(self, name: str, number: int) -> Slot:
         page, gr = self.page, self.page.gr

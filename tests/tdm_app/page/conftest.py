@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,13 +54,13 @@ class Site:
             time.sleep(0.05)
 
 
-@pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Iterator[Site]:
-    folder = tmp_path_factory.mktemp("site")
+@contextmanager
+def running(folder: Path, environment: dict[str, str], *options: str) -> Iterator[Site]:
+    """A server as a user starts it, on a free port. It must end well, and have written no traceback."""
     command = [sys.executable, "-m", "tdm_serve.cli", "serve", "--device", "cpu", "--port", "0"]
-    options = ["--model", MODELS, "--feedback", "--state-dir", str(folder / "state")]
+    command += ["--state-dir", str(folder / "state"), *options]
     with (folder / "log").open("w+") as log:
-        process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
         try:
             assert process.stdout is not None
             found = re.search(r"page (\S+)/,", process.stdout.readline())
@@ -71,6 +72,19 @@ def site(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) 
             process.communicate(timeout=60)
         assert process.returncode == 0
         assert "Traceback" not in (folder / "log").read_text()
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Iterator[Site]:
+    with running(tmp_path_factory.mktemp("site"), environment, "--model", MODELS, "--feedback") as site:
+        yield site
+
+
+@pytest.fixture
+def start_site(tmp_path: Path, environment: dict[str, str]) -> Iterator[Callable[..., Site]]:
+    """`start_site(*options)` starts another server for one test."""
+    with ExitStack() as stack:
+        yield lambda *options: stack.enter_context(running(tmp_path, environment, *options))
 
 
 def _wait_ready(url: str) -> None:
@@ -92,7 +106,7 @@ def export(site: Site, cli: Callable[..., Any], tmp_path: Path) -> Callable[[], 
     return records
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # while it is open, its event loop is in the way of tests that run one
 def browser(chromium: str) -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 

@@ -140,7 +140,9 @@ def test_what_people_type_is_shown_as_text(page: Any) -> None:
 
 def test_an_example_fills_the_box_and_enter_generates(page: Any) -> None:
     page.get_by_text("four green triangles").click()
-    page.wait_for_function("document.querySelector('#prompt :is(textarea, input)').value === 'four green triangles'")
+    page.wait_for_function(
+        "() => document.querySelector('#prompt :is(textarea, input)').value === 'four green triangles'"
+    )
     page.locator("#prompt :is(textarea, input)").press("Enter")
     source(page)
 
@@ -189,7 +191,7 @@ def test_the_same_seed_makes_the_same_picture_again(page: Any) -> None:
     seed = page.locator("#generate-seed input").input_value()
     assert f"seed {seed} " in page.locator("#generate-0").inner_text()
     page.locator("#generate-lock input").uncheck()
-    page.wait_for_function("document.querySelector('#generate-seed input').value === ''")
+    page.wait_for_function("() => document.querySelector('#generate-seed input').value === ''")
 
 
 def test_a_locked_seed_stays(page: Any) -> None:
@@ -197,7 +199,7 @@ def test_a_locked_seed_stays(page: Any) -> None:
     ask(page, "a yellow star")
     page.locator("#generate").click()
     source(page)
-    page.wait_for_function("document.querySelector('#generate-seed input').value !== ''")
+    page.wait_for_function("() => document.querySelector('#generate-seed input').value !== ''")
     assert f"seed {page.locator('#generate-seed input').input_value()} " in page.locator("#generate-0").inner_text()
 
 
@@ -212,7 +214,7 @@ def test_two_tabs_work_side_by_side(open_page: Callable[..., Any]) -> None:
 
 
 def test_the_keyboard_is_enough(page: Any) -> None:
-    page.wait_for_function("document.activeElement.matches('#prompt *')")  # one can type at once
+    page.wait_for_function("() => document.activeElement.matches('#prompt *')")  # one can type at once
     page.keyboard.type("a red circle")
     visited: list[str] = []
     for _ in range(16):
@@ -227,6 +229,7 @@ def test_the_keyboard_is_enough(page: Any) -> None:
     page.keyboard.press("Enter")
     source(page)
     assert "seed 5 " in page.locator("#generate-0").inner_text()
+    page.wait_for_function("() => document.querySelector('#generate-lock input').checked")  # as it was typed
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

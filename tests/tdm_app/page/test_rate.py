@@ -58,6 +58,8 @@ def test_keys_rate(page: Any, export: Any) -> None:
     page.locator("#rate-0-up.primary").wait_for()
     page.keyboard.press("Shift+2")
     page.locator("#rate-1-down.stop").wait_for()
+    usable = "() => /^[1-9]/.test(document.querySelector('#score strong').innerText)"
+    page.wait_for_function(usable)
     mine = sorted((record["seed"], record["like"]) for record in export() if record["prompt"] == prompt)
     assert [like for _, like in mine] == [True, False]
     page.locator("#rate-prompt :is(textarea, input)").press("3")  # there it is a character
@@ -67,7 +69,7 @@ def test_keys_rate(page: Any, export: Any) -> None:
 def test_another_prompt(page: Any) -> None:
     page.get_by_role("tab", name="Rate", exact=True).click()
     page.locator("#rate-another").click()
-    page.wait_for_function("document.querySelector('#rate-prompt :is(textarea, input)').value !== ''")
+    page.wait_for_function("() => document.querySelector('#rate-prompt :is(textarea, input)').value !== ''")
 
 
 @pytest.mark.slow
