@@ -17,16 +17,18 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
+from tdm_app.asking import tenant_of
 from tdm_app.auth import Caller, caller_of
 from tdm_app.page import figures, words
 from tdm_app.page.boxes import MAX_ON_PAGE, check_limits
 from tdm_app.page.keep import Kept, Tab, Tabs
 from tdm_app.page.making import View, watch
 from tdm_app.ratelimit import Limiter
+from tdm_app.refusal import Refused
 from tdm_app.service import Service
 from tdm_serve import GeneratedImage
 from tdm_serve.core import Request, Terms
-from tdm_serve.errors import Cancelled, TdmServeError
+from tdm_serve.errors import Cancelled, OutputError, TdmServeError
 from tdm_serve.ticket import Ticket
 
 log = logging.getLogger(__name__)
@@ -69,7 +71,7 @@ class Page:
         check_limits(asked, self.service.settings)
         if self.limiter is not None:
             self.limiter.pictures(caller, len(asked))
-        return await self.service.submit(asked, Terms(tenant=caller.share), previews=True)
+        return await self.service.submit(asked, Terms(tenant=tenant_of(caller, caller.address)), previews=True)
 
     def visitor(self, handler: Any) -> Any:
         """Marks the parameters `request` and `event` of a function: gradio fills them in by their type."""
@@ -264,5 +266,6 @@ def run_buttons(gr: Any, label: str, go: str, stop: str) -> tuple[Any, Any]:
 
 
 def _log(error: Exception) -> None:
-    if not isinstance(error, TdmServeError):
+    """Whatever the visitor is not told in full."""
+    if isinstance(error, OutputError) or not isinstance(error, TdmServeError | Refused):
         log.error("the page could not do what was asked for", exc_info=error)
