@@ -2,8 +2,9 @@
 
 `python benchmarks/experiments.py micro --seeds 0,1,2 --keep` reads `benchmarks/experiments/micro.toml`: one table a
 method, with its stage and options. `like` takes another table's options first, `start` and `surrogate` name the table
-whose run it goes on from, `method` is its name in the row where several tables share one. Runs resume, and what has a
-row already is not done again. Levers are chosen on `val`; `--split heldout` is for the end.
+whose run it goes on from, `method` is its name in the row where several tables share one, `seeds` are the only ones it
+is run for. Runs resume, and what has a row already is not done again. Levers are chosen on `val`; `--split heldout` is
+for the end.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from tdm_finetune.run import LOG_FILE, STATE_FILE
 from tdm_finetune.student import Student, StudentConfig
 from tdm_finetune.workers import Workers
 from tdm_serve.config import check
-from tdm_serve.errors import ConfigError
+from tdm_serve.errors import ConfigError, TrainingDiverged
 
 FILES = Path(__file__).resolve().parent / "experiments"
 RESULTS = harness.RESULTS / "experiments.jsonl"
@@ -55,6 +56,7 @@ class Method(NamedTuple):
     stage: str
     options: dict[str, Any]
     links: dict[str, str]  # "start" and "surrogate" -> key of another table
+    seeds: tuple[int, ...]  # the only ones it is run for; empty is any
 
 
 def read(name: str) -> tuple[World, dict[str, Method]]:
@@ -73,10 +75,10 @@ def _method(key: str, tables: Mapping[str, Mapping[str, Any]]) -> Method:
     links = {name: options.pop(name) for name in ("start", "surrogate") if name in options}
     if unknown := [target for target in links.values() if target not in tables]:
         raise ConfigError(f"table {key!r} goes on from {unknown[0]!r}, which is no table")
-    name, stage = options.pop("method", key), options.pop("stage")
+    name, stage, seeds = options.pop("method", key), options.pop("stage"), tuple(options.pop("seeds", ()))
     if stage != SAMPLE and stage not in STAGES:
         raise ConfigError(f"table {key!r} has stage {stage!r}; choose one of {SAMPLE}, {', '.join(STAGES)}")
-    return Method(key, name, stage, options, links)
+    return Method(key, name, stage, options, links, seeds)
 
 
 def _resolved(key: str, tables: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -98,20 +100,31 @@ def measure(method: Method, world: World, runs: Path, seed: int, split: str) -> 
     if method.stage == SAMPLE:
         trainee = open_trainee(StudentConfig(checkpoint=world.checkpoint))
         base = Roles(trainee, 0, 1.0).base
-        return score_network(trainee, base, split=split, n=world.n, seed=seed, **method.options)
+        row = score_network(trainee, base, split=split, n=world.n, seed=seed, **method.options)
+        return {**row, "reward": None, "updates": 0, "train_seconds": 0.0}
     config = config_of(method, world, runs, seed)
-    run = STAGES[method.stage][1](config)
+    diverged = trained(method, config)
     student = Student(config, open_trainee(config), Workers())
-    student.load(torch.load(run / STATE_FILE, weights_only=True))
+    state = torch.load(config.run / STATE_FILE, weights_only=True)
+    student.load(state)
     eta = config.eta if isinstance(config, tdm_r1.TdmR1Config) else 0.0
     with student.average.applied():
         row = score_network(
             student.trainee, student.generator, split=split, n=world.n, nfe=config.nfe, seed=seed, eta=eta
         )
-    log = [json.loads(line) for line in (run / LOG_FILE).read_text().splitlines()]
+    log = [json.loads(line) for line in (config.run / LOG_FILE).read_text().splitlines()]
     reward = config.reward if isinstance(config, tdm_r1.TdmR1Config) else None
-    facts = {"reward": reward, "updates": config.steps, "train_seconds": log[-1]["elapsed_s"]}
+    facts = {"reward": reward, "updates": state["step"], "train_seconds": log[-1]["elapsed_s"], "diverged": diverged}
     return {**row, **facts, "curves": {name: curve(log, name) for name in CURVES}}
+
+
+def trained(method: Method, config: StudentConfig) -> str | None:
+    """Trains, or resumes; what the guard said if the run exploded, whose last good state is what counts then."""
+    try:
+        STAGES[method.stage][1](config)
+    except TrainingDiverged as error:
+        return str(error)
+    return None
 
 
 def curve(log: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
@@ -136,7 +149,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def _line(row: Mapping[str, Any]) -> str:
     return (
         f"{row['table']:<20}{row['seed']:>5}{row['nfe']:>5}{row['strict']:>8.3f}{row['soft']:>8.3f}"
-        f"{row['palette_error']:>9.5f}{row['diversity']:>10.4f}{row.get('train_seconds', 0):>9.0f}"
+        f"{row['palette_error']:>9.5f}{row['diversity']:>10.4f}{row['train_seconds']:>9.0f}"
     )
 
 
@@ -156,9 +169,11 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for seed in map(int, args.seeds.split(",")):
         for key in chosen:
+            method = methods[key]
+            if method.seeds and seed not in method.seeds:
+                continue
             if args.keep and (world.name, key, seed, args.split) in known_rows():
                 continue
-            method = methods[key]
             found = measure(method, world, args.runs, seed, args.split)
             row = {"world": world.name, "method": method.name, "table": key, "seed": seed, "note": world.note, **found}
             rows.append(row)
