@@ -1,10 +1,10 @@
 """The story of TDM-R1, reproduced: trains a world's methods, scores each, appends one row a method and seed.
 
 `python benchmarks/experiments.py micro --seeds 0,1,2 --keep` reads `benchmarks/experiments/micro.toml`: one table a
-method, with its stage and options. `like` takes another table's options first, `start` and `surrogate` name the table
-whose run it goes on from, `method` is its name in the row where several tables share one, `seeds` are the only ones it
-is run for. Runs resume, and what has a row already is not done again. Levers are chosen on `val`; `--split heldout` is
-for the end.
+method, with its stage and options. `like` takes another table's options first and `preset` a shipped config's, `start`
+and `surrogate` name the table whose run it goes on from, `method` is its name in the row where several tables share
+one, `seeds` are the only ones it is run for. Runs resume, and what has a row already is not done again. Levers are
+chosen on `val`; `--split heldout` is for the end.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import harness  # first: it sets the OpenMP policy before torch loads
 import torch
 
 from tdm_finetune import tdm, tdm_r1
+from tdm_finetune.cli import PRESETS
 from tdm_finetune.fit import open_trainee
 from tdm_finetune.paint import score_network
 from tdm_finetune.roles import Roles
@@ -32,7 +33,7 @@ from tdm_serve.errors import ConfigError, TrainingDiverged
 FILES = Path(__file__).resolve().parent / "experiments"
 RESULTS = harness.RESULTS / "experiments.jsonl"
 CURVES = ("reward", "val_strict", "val_soft", "val_palette_error", "val_diversity")  # what the plots show
-SAMPLE = "sample"  # the stage that trains nothing: the base itself, guided
+SAMPLE = "sample"  # the stage that trains nothing: the checkpoint as it is
 STAGES: dict[str, tuple[type[StudentConfig], Any]] = {
     "tdm": (tdm.TdmConfig, tdm.train),
     "tdm-r1": (tdm_r1.TdmR1Config, tdm_r1.train),
@@ -72,6 +73,8 @@ def read(name: str) -> tuple[World, dict[str, Method]]:
 
 def _method(key: str, tables: Mapping[str, Mapping[str, Any]]) -> Method:
     options = _resolved(key, tables)
+    if "preset" in options:
+        options = _shipped(options["stage"], options.pop("preset")) | options
     links = {name: options.pop(name) for name in ("start", "surrogate") if name in options}
     if unknown := [target for target in links.values() if target not in tables]:
         raise ConfigError(f"table {key!r} goes on from {unknown[0]!r}, which is no table")
@@ -87,6 +90,12 @@ def _resolved(key: str, tables: Mapping[str, Mapping[str, Any]]) -> dict[str, An
     return own if like is None else _resolved(like, tables) | own
 
 
+def _shipped(stage: str, name: str) -> dict[str, Any]:
+    """A shipped config's options, but for where its run goes."""
+    options = tomllib.loads((PRESETS / stage / f"{name}.toml").read_text())
+    return {key: value for key, value in options.items() if key != "run"}
+
+
 def config_of(method: Method, world: World, runs: Path, seed: int) -> StudentConfig:
     """A method's config for one seed; its run is RUNS/KEY-SEED."""
     kind = STAGES[method.stage][0]
@@ -98,9 +107,11 @@ def config_of(method: Method, world: World, runs: Path, seed: int) -> StudentCon
 def measure(method: Method, world: World, runs: Path, seed: int, split: str) -> dict[str, Any]:
     """Trains what is not trained yet, and scores it."""
     if method.stage == SAMPLE:
-        trainee = open_trainee(StudentConfig(checkpoint=world.checkpoint))
-        base = Roles(trainee, 0, 1.0).base
-        row = score_network(trainee, base, split=split, n=world.n, seed=seed, **method.options)
+        config = StudentConfig(checkpoint=world.checkpoint)
+        trainee = open_trainee(config)
+        roles = Roles(trainee, 0 if trainee.adapter is None else config.rank, config.alpha)
+        network = roles.base if trainee.adapter is None else roles.new(torch.Generator(), trainee.adapter)
+        row = score_network(trainee, network, split=split, n=world.n, seed=seed, **method.options)
         return {**row, "reward": None, "updates": 0, "train_seconds": 0.0}
     config = config_of(method, world, runs, seed)
     diverged = trained(method, config)
