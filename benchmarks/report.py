@@ -1,9 +1,10 @@
-"""Writes the README's result tables from the committed result files; `--check` fails if the README is out of date."""
+"""Writes the documents' result tables from the committed result files; `--check` fails if one is out of date."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,11 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 METRICS = ROOT / "tdm_serve" / "checkpoints" / "scenes" / "training" / "metrics.jsonl"  # beside the weights
 README = ROOT / "README.md"
+TRAINING = ROOT / "docs" / "training.md"
+EXPERIMENTS = RESULTS / "experiments.jsonl"
+LEVER = "lever-"  # how the tables of what was tried on one seed begin
+HELPERS = ("surrogate-only",)  # tables that only prepare another one
+REWARDS = {"micro": "soft", "micro-strict": "strict", "micro-likes": "likes"}
 BEGIN, END = "<!-- results: begin (python benchmarks/report.py) -->\n", "<!-- results: end -->"
 
 
@@ -80,22 +86,165 @@ def latency() -> list[str]:
     return ["## Latency", "", intro, "", *table(["", *stages], body), "", outcome, ""]
 
 
-def rendered(text: str) -> str:
-    """The README with fresh tables between the markers."""
+def of_world(name: str) -> dict[str, list[dict[str, Any]]]:
+    """A world's rows of experiments by table, one a seed, in the file's order."""
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for row in rows(EXPERIMENTS):
+        if row["world"] == name and row["split"] == "val":
+            tables.setdefault(row["table"], []).append(row)
+    return tables
+
+
+def over_seeds(several: Sequence[dict[str, Any]], name: str, digits: int) -> str:
+    """Mean and, where there are several seeds, the range."""
+    values = [row[name] for row in several]
+    mean = f"{sum(values) / len(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def experiment(several: Sequence[dict[str, Any]], label: str) -> list[str]:
+    """One line of a table of experiments."""
+    first = several[0]
+    reward = REWARDS.get(first["reward"], first["reward"] or "")
+    scores = [over_seeds(several, name, digits) for name, digits in (("strict", 3), ("soft", 3))]
+    categories = [
+        f"{sum(row['categories'][name]['strict'] for row in several) / len(several):.2f}"
+        for name in first["categories"]
+    ]
+    palette = f"{1e3 * sum(row['palette_error'] for row in several) / len(several):.2f}"
+    diversity = f"{sum(row['diversity'] for row in several) / len(several):.3f}"
+    seconds = f"{sum(row['train_seconds'] for row in several) / len(several):.0f}"
+    return [label, reward, str(first["nfe"]), f"**{scores[0]}**", scores[1], *categories, palette, diversity, seconds]
+
+
+def micro() -> list[str]:
+    """All methods of the micro world, then the levers that were tried on one seed."""
+    tables = of_world("micro")
+    first = next(iter(tables.values()))[0]
+    header = [
+        "method",
+        "reward",
+        "NFE",
+        "strict",
+        "soft",
+        *first["categories"],
+        "palette error x 1000",
+        "diversity",
+        "s",
+    ]
+    methods = [
+        experiment(several, f"`{several[0]['method']}`")
+        for key, several in tables.items()
+        if not key.startswith(LEVER) and key not in HELPERS
+    ]
+    levers = [experiment([several[0]], f"`{key}`") for key, several in tables.items() if key.startswith(LEVER)]
+    same = [experiment([tables[key][0]], f"`{key}`") for key in ("tdm-r1", "direct") if key in tables]
+    seeds = sorted({row["seed"] for several in tables.values() for row in several})
+    intro = (
+        f"Scores on {first['n']} validation prompts, one picture each: mean over seeds {', '.join(map(str, seeds))} "
+        "and the range. Categories are strict. The last column is seconds of training after TDM (or of TDM)."
+    )
+    command = f"`python benchmarks/experiments.py micro --seeds {','.join(map(str, seeds))} --keep`; {machine(first)}."
+    tried = f"What was tried on seed {seeds[0]} alone, and the settings that all seeds got:"
+    return [
+        "#### Every method",
+        "",
+        intro,
+        "",
+        *table(header, methods),
+        "",
+        command,
+        "",
+        tried,
+        "",
+        *table(header, same + levers),
+        "",
+    ]
+
+
+def words() -> list[str]:
+    """TDM-R1 with a reader's reward: words, which it was trained on, and the other categories."""
+    tables = of_world("scenes")
+    if not tables:
+        return []
+    body = [words_line(several[0]) for several in tables.values()]
+    first = next(iter(tables.values()))[0]
+    header = ["method", "reward", "text strict", "text soft", "text read", "others strict", "others second judge"]
+    intro = (
+        f"{first['n']} validation prompts. *Read* is the second judge's verdict on words, which is Tesseract's, too; "
+        "the others are the six categories that were not trained on."
+    )
+    return [
+        "#### Words, rewarded by a reader",
+        "",
+        intro,
+        "",
+        *table([*header, "palette error x 1000", "diversity", "updates"], body),
+        "",
+        f"`python benchmarks/experiments.py scenes --keep`; {machine(next(reversed(tables.values()))[0])}.",
+        "",
+    ]
+
+
+def words_line(row: dict[str, Any]) -> list[str]:
+    categories, judged = row["categories"], row["second_judge_categories"]
+    others = [name for name in categories if name != "text"]
+    n = sum(categories[name]["n"] for name in others)
+    strict = sum(categories[name]["strict"] * categories[name]["n"] for name in others) / n
+    second = sum(judged[name] * categories[name]["n"] for name in others) / n
+    text = categories["text"]
+    scores = (text["strict"], text["soft"], judged["text"], strict, second)
+    facts = [f"{1e3 * row['palette_error']:.2f}", f"{row['diversity']:.3f}", str(row["updates"])]
+    return [f"`{row['method']}`", row["reward"] or "", *(f"{score:.3f}" for score in scores), *facts]
+
+
+def costs() -> list[str]:
+    """Seconds, images a second and share of every phase of an update."""
+    path = RESULTS / "training.jsonl"
+    if not path.exists():
+        return []
+    lines: list[str] = []
+    for (method,), row in latest_by(path, "method").items():
+        body = [
+            [
+                name,
+                f"{seconds['p50']:.2f}",
+                f"{row['images_per_second'].get(name, 0):.1f}",
+                f"{row['share'].get(name, 1.0):.0%}",
+            ]
+            for name, seconds in row["seconds"].items()
+        ]
+        intro = (
+            f"`{method}` on `{row['model']}`, {row['pictures']} pictures an update, {row['precision']}, "
+            f"{row['memory_mb']} MB; {machine(row)}:"
+        )
+        lines += [intro, "", *table(["phase", "seconds (median)", "images/s", "share"], body), ""]
+    return lines
+
+
+Section = Callable[[], list[str]]
+DOCUMENTS: dict[Path, tuple[Section, ...]] = {README: (quality, latency), TRAINING: (micro, words, costs)}
+
+
+def rendered(text: str, sections: Sequence[Section]) -> str:
+    """A document with fresh tables between its markers."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    return before + BEGIN + "\n" + "\n".join([*quality(), *latency()]) + "\n" + END + after
+    fresh = [line for section in sections for line in section()]
+    return before + BEGIN + "\n" + "\n".join(fresh) + "\n" + END + after
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    current = README.read_text()
-    fresh = rendered(current)
-    if args.check and fresh != current:
-        raise SystemExit("README.md does not agree with benchmarks/results; run python benchmarks/report.py")
-    README.write_text(fresh)
+    for path, sections in DOCUMENTS.items():
+        current = path.read_text()
+        fresh = rendered(current, sections)
+        if args.check and fresh != current:
+            name = path.relative_to(ROOT)
+            raise SystemExit(f"{name} does not agree with benchmarks/results; run python benchmarks/report.py")
+        path.write_text(fresh)
 
 
 if __name__ == "__main__":

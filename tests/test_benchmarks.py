@@ -1,4 +1,4 @@
-"""The benchmarks run, and the README's tables are what the committed result files say."""
+"""The benchmarks run, and the documents' tables are what the committed result files say."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def script(root: Path, environment: dict[str, str], name: str, *arguments: str) 
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
 
 
-def test_the_readme_agrees_with_the_results(root: Path, environment: dict[str, str]) -> None:
+def test_the_documents_agree_with_the_results(root: Path, environment: dict[str, str]) -> None:
     done = script(root, environment, "report.py", "--check")
     assert done.returncode == 0, done.stderr
 
