@@ -53,15 +53,16 @@ def quality() -> list[str]:
     intro = (
         f"Strict score (everything right, or 0) on {first['n']} prompts, one picture each. The combinations of "
         "held-out prompts never occur in training; those of `val` do. Evaluations (NFE) are counted; a guidance pair "
-        "is two."
+        "is two, and guidance 1 is none."
     )
     command = f"`tdm-serve eval MODEL --split SPLIT --n {first['n']} --results {METRICS.relative_to(ROOT)}`"
     body = [
-        [f"`{row['model']}`", row["split"], str(row["nfe"]), f"**{row['strict']:.3f}**", f"{row['soft']:.3f}"]
+        [f"`{row['model']}`", row["split"], str(row["nfe"]), f"{row['guidance']:g}", f"**{row['strict']:.3f}**"]
+        + [f"{row['soft']:.3f}"]
         + [f"{row['categories'][name]['strict']:.2f}" for name in categories]
         for row in sorted(found, key=lambda row: (row["split"], -row["nfe"]))
     ]
-    header = ["model", "split", "NFE", "all", "soft", *(name.replace("_", " ") for name in categories)]
+    header = ["model", "split", "NFE", "guidance", "all", "soft", *(name.replace("_", " ") for name in categories)]
     return ["## Quality", "", intro, "", *table(header, body), "", f"{command}; {machine(first)}.", ""]
 
 

@@ -29,6 +29,18 @@ def test_result_rows_say_what_they_were_measured_on(root: Path) -> None:
             assert {"device", "threads", "omp_wait_policy", "commit", "versions"} <= machine.keys(), path.name
 
 
+STORY = {"method", "world", "reward", "split", "nfe", "strict", "soft", "categories", "palette_error", "diversity"}
+
+
+def test_result_rows_tell_the_story(root: Path) -> None:
+    files = [root / "benchmarks" / "results" / "experiments.jsonl", *(root / "tdm_serve").rglob("metrics.jsonl")]
+    for path in files:
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            assert {*STORY, "second_judge", "seconds", "seed"} <= row.keys(), path.name
+            assert row["second_judge"] is not None or row["missing"]["second_judge"], path.name
+
+
 @pytest.mark.slow
 def test_latency_prints_a_table_and_a_last_line_of_json(root: Path, environment: dict[str, str]) -> None:
     done = script(root, environment, "latency.py", "--repeats", "3", "--warmup", "1")
