@@ -115,7 +115,18 @@ def experiment(several: Sequence[dict[str, Any]], label: str) -> list[str]:
     palette = f"{1e3 * sum(row['palette_error'] for row in several) / len(several):.2f}"
     diversity = f"{sum(row['diversity'] for row in several) / len(several):.3f}"
     seconds = f"{sum(row['train_seconds'] for row in several) / len(several):.0f}"
-    return [label, reward, str(first["nfe"]), f"**{scores[0]}**", scores[1], *categories, palette, diversity, seconds]
+    return [
+        label,
+        reward,
+        str(first["nfe"]),
+        str(len(several)),
+        f"**{scores[0]}**",
+        scores[1],
+        *categories,
+        palette,
+        diversity,
+        seconds,
+    ]
 
 
 def micro() -> list[str]:
@@ -126,6 +137,7 @@ def micro() -> list[str]:
         "method",
         "reward",
         "NFE",
+        "seeds",
         "strict",
         "soft",
         *first["categories"],
