@@ -22,6 +22,7 @@ SIZE = (14.0, 4.6)  # inches
 NFE_SIZE = (6.0, 4.2)
 DPI = 110
 TRAINED_NFE = 4
+LOWEST_SOFT = 0.65  # what collapses leaves the panel
 
 
 def by_table(found: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
@@ -58,6 +59,7 @@ def ablations(found: Sequence[Mapping[str, Any]], target: Path) -> None:
             band(axes, name, [[*start[row["seed"]], *row["curves"][curve]] for row in several])
         axes.set(xlabel="updates", ylabel=label)
         axes.grid(alpha=0.3)
+    panels[1].set_ylim(bottom=LOWEST_SOFT)
     panels[-1].set_yscale("log")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize="small")
     figure.savefig(target, dpi=DPI)
