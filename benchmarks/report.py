@@ -30,11 +30,13 @@ def latest_by(path: Path, *keys: str) -> dict[tuple[Any, ...], dict[str, Any]]:
     return {tuple(row[key] for key in keys): row for row in rows(path)}
 
 
-def machine(row: dict[str, Any]) -> str:
+def machine(row: dict[str, Any], *more: dict[str, Any]) -> str:
+    """What a row was measured on; the commits of `more` rows from the same machine, too."""
     found = row["machine"]
+    commits = dict.fromkeys(each["machine"]["commit"] for each in (row, *more))
     return (
-        f"{found['device']}, {found['cores']} cores, {found['threads']} threads, OpenMP policy "
-        f"{found['omp_wait_policy']}, torch {found['versions']['torch']}, commit {found['commit']}"
+        f"{found['device']}, {found['cores']} cores, {found['threads']} thread{'s'[: found['threads'] - 1]}, OpenMP "
+        f"policy {found['omp_wait_policy']}, torch {found['versions']['torch']}, commit {', '.join(commits)}"
     )
 
 
@@ -114,7 +116,7 @@ def experiment(several: Sequence[dict[str, Any]], label: str) -> list[str]:
     ]
     palette = f"{1e3 * sum(row['palette_error'] for row in several) / len(several):.2f}"
     diversity = f"{sum(row['diversity'] for row in several) / len(several):.3f}"
-    seconds = f"{sum(row['train_seconds'] for row in several) / len(several):.0f}"
+    costs = [str(first["updates"]), f"{sum(row['train_seconds'] for row in several) / len(several):.0f}"]
     return [
         label,
         reward,
@@ -143,7 +145,8 @@ def micro() -> list[str]:
         *first["categories"],
         "palette error x 1000",
         "diversity",
-        "s",
+        "updates",
+        "seconds",
     ]
     methods = [
         experiment(several, f"`{several[0]['method']}`")
@@ -154,13 +157,16 @@ def micro() -> list[str]:
     same = [experiment([tables[key][0]], f"`{key}`") for key in ("tdm-r1", "direct") if key in tables]
     seeds = sorted({row["seed"] for several in tables.values() for row in several})
     intro = (
-        f"Scores on {first['n']} validation prompts, one picture each: mean over seeds {', '.join(map(str, seeds))} "
-        "and the range. Categories are strict. The last column is seconds of training after TDM (or of TDM)."
+        f"Scores on {first['n']} validation prompts, one picture each: the mean over the seeds and, in brackets, their "
+        "range. Categories are strict. Updates and seconds are those after TDM (or of TDM), beside other work."
     )
-    command = f"`python benchmarks/experiments.py micro --seeds {','.join(map(str, seeds))} --keep`; {machine(first)}."
-    tried = f"What was tried on seed {seeds[0]} alone, and the settings that all seeds got:"
+    command = (
+        f"`python benchmarks/experiments.py micro --seeds {','.join(map(str, seeds))} --keep`; "
+        f"{machine(*(row for several in tables.values() for row in several))}."
+    )
+    tried = f"What was tried on seed {seeds[0]} alone, after that seed's `tdm-r1` and `direct` of the table above:"
     return [
-        "#### Every method",
+        "### Every method",
         "",
         intro,
         "",
@@ -188,7 +194,7 @@ def words() -> list[str]:
         "the others are the six categories that were not trained on."
     )
     return [
-        "#### Words, rewarded by a reader",
+        "### Words, rewarded by a reader",
         "",
         intro,
         "",
@@ -216,7 +222,7 @@ def costs() -> list[str]:
     path = RESULTS / "training.jsonl"
     if not path.exists():
         return []
-    lines: list[str] = []
+    lines = ["### Where an update's time goes", ""]
     for (method,), row in latest_by(path, "method").items():
         body = [
             [
