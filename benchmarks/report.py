@@ -34,8 +34,9 @@ def machine(row: dict[str, Any], *more: dict[str, Any]) -> str:
     """What a row was measured on; the commits of `more` rows from the same machine, too."""
     found = row["machine"]
     commits = dict.fromkeys(each["machine"]["commit"] for each in (row, *more))
+    threads = "1 thread" if found["threads"] == 1 else f"{found['threads']} threads"
     return (
-        f"{found['device']}, {found['cores']} cores, {found['threads']} thread{'s'[: found['threads'] - 1]}, OpenMP "
+        f"{found['device']}, {found['cores']} cores, {threads}, OpenMP "
         f"policy {found['omp_wait_policy']}, torch {found['versions']['torch']}, commit {', '.join(commits)}"
     )
 
@@ -127,7 +128,7 @@ def experiment(several: Sequence[dict[str, Any]], label: str) -> list[str]:
         *categories,
         palette,
         diversity,
-        seconds,
+        *costs,
     ]
 
 
