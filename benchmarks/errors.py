@@ -1,7 +1,8 @@
-"""What wrong pictures get wrong: the share of a category's pictures whose first error is one of four.
+"""What wrong pictures get wrong: the share of a category's pictures whose first error is one of five.
 
-In this order: `number` (more or fewer objects than asked for), `shape` (an object without a name, or with a wrong one),
-`colour`, and `place` (a relation that does not hold, letters out of line).
+In this order: `number` (more or fewer objects than asked for), `twice` (one of two things is there twice and the other
+is not), `shape` (an object without a name, or with a wrong one), `colour`, and `place` (a relation that does not hold,
+letters out of line).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tdm_finetune.scenes.check import Seen
 from tdm_finetune.scenes.world import Spec, Thing
 from tdm_serve import Pipeline
 
-ERRORS = ("number", "shape", "colour", "place")
+ERRORS = ("number", "twice", "shape", "colour", "place")
 
 
 def first_error(verdict: Verdict, spec: Spec) -> str | None:
@@ -39,7 +40,8 @@ def first_error(verdict: Verdict, spec: Spec) -> str | None:
         orders = list(permutations(seen))
     named = [order for order in orders if all(s.name == t.shape for s, t in zip(order, wanted, strict=True))]
     if not named:
-        return "shape"
+        names = {s.name for s in seen}
+        return "twice" if len(spec.things) == 2 and len(names) == 1 and names < {t.shape for t in wanted} else "shape"
     coloured = any(
         all(s.colour is not None and t.colour in (None, s.colour) for s, t in zip(order, wanted, strict=True))
         for order in named

@@ -25,6 +25,7 @@ STAR, RING = seen("star", "red"), seen("ring", "blue")
     [
         ((STAR,), PAIR, "number"),
         ((STAR, seen(None, "blue")), PAIR, "shape"),
+        ((STAR, seen("star", "blue")), PAIR, "twice"),
         ((RING, seen("star", "blue")), PAIR, "colour"),
         ((RING, STAR), PAIR, "place"),  # nothing but the place is left to be wrong
         ((seen("G", "red"), seen("O", "red")), Spec("text", word="GO", colour="red"), "place"),
