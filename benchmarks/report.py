@@ -15,6 +15,7 @@ README = ROOT / "README.md"
 TRAINING = ROOT / "docs" / "training.md"
 EXPERIMENTS = RESULTS / "experiments.jsonl"
 LEVER = "lever-"  # how the tables of what was tried on one seed begin
+WORTH_SHOWING = 0.1  # share of wrong pictures
 HELPERS = ("surrogate-only",)  # tables that only prepare another one
 REWARDS = {"micro": "soft", "micro-strict": "strict", "micro-likes": "likes"}
 BEGIN, END = "<!-- results: begin (python benchmarks/report.py) -->\n", "<!-- results: end -->"
@@ -218,6 +219,27 @@ def words_line(row: dict[str, Any]) -> list[str]:
     return [f"`{row['method']}`", row["reward"] or "", *(f"{score:.3f}" for score in scores), *facts]
 
 
+def mistakes() -> list[str]:
+    """What wrong pictures of the embedded versions get wrong first."""
+    found = rows(RESULTS / "errors.jsonl")
+    kinds = list(found[0]["errors"]["text"])
+    body = [
+        [f"`{row['model']}`", str(row["nfe"]), category.replace("_", " "), f"{sum(shares.values()):.2f}"]
+        + [f"{shares[kind]:.2f}" for kind in kinds]
+        for category in found[0]["errors"]
+        for row in found
+        if sum((shares := row["errors"][category]).values()) >= WORTH_SHOWING
+    ]
+    intro = (
+        f"Shares of a category's pictures, {found[0]['n']} validation prompts; a picture counts for the first mistake it "
+        f"makes, from left to right. Categories with less than {WORTH_SHOWING:.0%} wrong are left out. *Twice* is one of "
+        "two things shown twice, and the other not."
+    )
+    command = f"`python benchmarks/errors.py --model MODEL --keep`; {machine(*found)}."
+    header = ["model", "NFE", "category", "wrong", *kinds]
+    return ["### What wrong pictures get wrong", "", intro, "", *table(header, body), "", command, ""]
+
+
 def costs() -> list[str]:
     """Seconds, images a second and share of every phase of an update."""
     path = RESULTS / "training.jsonl"
@@ -243,7 +265,7 @@ def costs() -> list[str]:
 
 
 Section = Callable[[], list[str]]
-DOCUMENTS: dict[Path, tuple[Section, ...]] = {README: (quality, latency), TRAINING: (micro, words, costs)}
+DOCUMENTS: dict[Path, tuple[Section, ...]] = {README: (quality, latency), TRAINING: (micro, mistakes, words, costs)}
 
 
 def rendered(text: str, sections: Sequence[Section]) -> str:
