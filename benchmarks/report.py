@@ -231,9 +231,9 @@ def mistakes() -> list[str]:
         if sum((shares := row["errors"][category]).values()) >= WORTH_SHOWING
     ]
     intro = (
-        f"Shares of a category's pictures, {found[0]['n']} validation prompts; a picture counts for the first mistake it "
-        f"makes, from left to right. Categories with less than {WORTH_SHOWING:.0%} wrong are left out. *Twice* is one of "
-        "two things shown twice, and the other not."
+        f"Shares of a category's pictures, {found[0]['n']} validation prompts; a picture counts for the first mistake "
+        f"it makes, from left to right. Categories with less than {WORTH_SHOWING:.0%} wrong are left out. *Twice* is "
+        "one of two things shown twice, and the other not."
     )
     command = f"`python benchmarks/errors.py --model MODEL --keep`; {machine(*found)}."
     header = ["model", "NFE", "category", "wrong", *kinds]
