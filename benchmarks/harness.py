@@ -13,9 +13,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch loads; se
 import numpy as np
 
 from tdm_serve.allocator import keep_freed_memory
-from tdm_serve.machine import stamp
+from tdm_serve.machine import commit, stamp
 
 KEEPS_FREED_MEMORY = keep_freed_memory()
+COMMIT = commit()  # of the code that was loaded: rows that are kept soon make the checkout a dirty one
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PERCENTILES = (20, 50, 80)
@@ -54,7 +55,8 @@ def ratio(of: Sequence[Mapping[str, float]], to: Sequence[Mapping[str, float]]) 
 
 def publish(name: str, row: Mapping[str, Any], *, keep: bool) -> None:
     """Prints the row as the last line of JSON and, if `keep`, appends it to benchmarks/results/NAME.jsonl."""
-    line = json.dumps({"benchmark": name, **row, "machine": stamp() | {"keeps_freed_memory": KEEPS_FREED_MEMORY}})
+    machine = stamp() | {"commit": COMMIT, "keeps_freed_memory": KEEPS_FREED_MEMORY}
+    line = json.dumps({"benchmark": name, **row, "machine": machine})
     if keep:
         RESULTS.mkdir(exist_ok=True)
         with (RESULTS / f"{name}.jsonl").open("a") as file:

@@ -67,3 +67,16 @@ def test_the_micro_world_has_all_methods_of_the_story(experiments: ModuleType, t
 def test_an_unknown_world_lists_the_known(experiments: ModuleType) -> None:
     with pytest.raises(ConfigError, match=r"world 'macro' is unknown; known: .*micro"):
         experiments.read("macro")
+
+
+def test_levers_are_run_for_their_seeds_only(experiments: ModuleType) -> None:
+    _, methods = experiments.read("micro")
+    assert methods["lever-drift"].seeds == (0,) and methods["lever-drift"].name == "tdm-r1"
+    assert methods["tdm-r1"].seeds == ()
+
+
+def test_a_table_takes_a_shipped_config(experiments: ModuleType, tmp_path: Path) -> None:
+    world, methods = experiments.read("scenes")
+    config = experiments.config_of(methods["ocr"], world, tmp_path, 0)
+    assert isinstance(config, TdmR1Config) and config.reward == "ocr" and config.categories == ("text",)
+    assert methods["ocr"].name == "tdm-r1" and config.run == tmp_path / "ocr-0"

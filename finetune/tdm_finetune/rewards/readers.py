@@ -118,13 +118,22 @@ def _run(command: Sequence[str], chunk: Sequence[tuple[int, Image.Image]]) -> li
         check=False,
         env=os.environ | {"OMP_THREAD_LIMIT": "1"},  # its own threads cost more than they bring on small pictures
     )
-    pages = answer.stdout.decode(errors="replace").removesuffix("\f").split("\f")
+    pages = pages_of(answer.stdout.decode(errors="replace"), len(images))
     if answer.returncode or len(pages) != len(images):
         problem = answer.stderr.decode(errors="replace").strip()[-300:]
         raise RuntimeError(
             f"tesseract ended with {answer.returncode} and {len(pages)} of {len(images)} pages: {problem}"
         )
     return [page.strip() for page in pages]
+
+
+def pages_of(text: str, wanted: int) -> list[str]:
+    """The pages of Tesseract's answer: version 5 puts a form feed between them, version 4 one behind each.
+
+    So a form feed at the end is a last page without text in the one, and the end of it in the other.
+    """
+    pages = text.split("\f")
+    return pages[:-1] if len(pages) == wanted + 1 and not pages[-1] else pages
 
 
 def _check_language(program: str, language: str) -> None:

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tdm_finetune import scenes
 from tdm_finetune.rewards import load_reward
 from tdm_finetune.rewards.ocr import reward_from, similarity
-from tdm_finetune.rewards.readers import _paddle_text, prepare
+from tdm_finetune.rewards.readers import _paddle_text, pages_of, prepare
 from tdm_finetune.scenes import Spec
 from tdm_serve.errors import ConfigError, RewardError
 
@@ -163,3 +163,16 @@ def test_both_generations_of_paddleocr_are_understood() -> None:
     assert _paddle_text(SimpleNamespace(ocr=ocr), picture) == "hello"
     assert _paddle_text(SimpleNamespace(predict=predict), picture) == "hello"
     assert _paddle_text(SimpleNamespace(ocr=nothing), picture) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "pages"),
+    [
+        ("AB\n\fCD\n", ["AB\n", "CD\n"]),
+        ("AB\n\f", ["AB\n", ""]),
+        ("AB\n\fCD\n\f", ["AB\n", "CD\n"]),
+        ("\f\f", ["", ""]),
+    ],
+)
+def test_pages_of_either_version_of_tesseract(text: str, pages: list[str]) -> None:
+    assert pages_of(text, 2) == pages
