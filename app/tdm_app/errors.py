@@ -27,6 +27,7 @@ from tdm_serve.errors import (
     EngineFailed,
     InvalidRequest,
     OutOfDeviceMemory,
+    OutputError,
     Overloaded,
     PictureFailed,
     PromptTooLong,
@@ -81,11 +82,13 @@ TABLE: dict[type[BaseException], Kind] = {
     OutOfDeviceMemory: Kind(503, SERVER, "out_of_memory", SOON),
     EngineFailed: Kind(503, SERVER, "engine_failed", SOON),
     EngineClosed: Kind(503, SERVER, "unavailable", SOON),
+    OutputError: Kind(503, SERVER, "storage_failed", SOON),
     DeadlinePassed: Kind(504, SERVER, "deadline_passed", NO_RETRY),
     Exception: Kind(500, SERVER, "internal_error"),
 }
 # Answers that the framework gives by itself, such as an unknown path.
 HTTP_CODES = {400: "invalid_body", 404: "not_found", 405: "method_not_allowed"}
+STORAGE = "the service cannot write its state; its log says why"
 INTERNAL = "something went wrong in the server; its log has the details under this answer's x-request-id"
 
 
@@ -113,11 +116,16 @@ def kind_of(error: BaseException) -> Kind:
 def problem_of(error: Exception) -> Problem:
     """What the client is told. Only errors that are in the table by name show their message."""
     kind = kind_of(error)
-    if kind is TABLE[Exception]:
-        return Problem(kind, INTERNAL)
+    if for_the_log(error):
+        return Problem(kind, STORAGE if isinstance(error, OutputError) else INTERNAL)
     if isinstance(error, Overloaded):
         kind = replace(kind, headers={**retry_headers(error.retry_after_ms), **kind.headers})
     return Problem(kind, str(error), _param(error))
+
+
+def for_the_log(error: BaseException) -> bool:
+    """Whether an error's own words are for the operator only; whoever answers with it has to log it."""
+    return kind_of(error) in (TABLE[Exception], TABLE[OutputError])  # a Kind has no hash
 
 
 def retry_headers(retry_after_ms: float) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable
 
 from tdm_app.live_job import LiveJob
@@ -13,7 +12,7 @@ class JobQueue:
 
     def __init__(self) -> None:
         self._live: dict[str, LiveJob] = {}
-        self._served: defaultdict[str, int] = defaultdict(int)  # pictures by tenant, for fair turns
+        self._served: dict[str, int] = {}  # pictures by tenant, for fair turns
 
     def __len__(self) -> int:
         return len(self._live)
@@ -22,7 +21,11 @@ class JobQueue:
         self._live[live.id] = live
 
     def drop(self, job_id: str) -> LiveJob | None:
-        return self._live.pop(job_id, None)
+        """Takes a job out. A tenant without jobs is forgotten: clients may make up as many as they like."""
+        live = self._live.pop(job_id, None)
+        if live is not None and not any(other.tenant == live.tenant for other in self._live.values()):
+            self._served.pop(live.tenant, None)
+        return live
 
     def get(self, job_id: str) -> LiveJob | None:
         return self._live.get(job_id)
@@ -52,7 +55,7 @@ class JobQueue:
     def serve(self, live: LiveJob) -> None:
         """Notes that a job had its turn. Who comes anew starts level with the others: with no claim on the past."""
         level = min((self._had(other) for other in self.waiting), default=0)
-        self._served[live.asked.terms.tenant] = max(self._had(live), level) + live.pictures
+        self._served[live.tenant] = max(self._had(live), level) + live.pictures
 
     def _had(self, live: LiveJob) -> int:
-        return self._served[live.asked.terms.tenant]
+        return self._served.get(live.tenant, 0)

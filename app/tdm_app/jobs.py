@@ -24,7 +24,7 @@ from pydantic import ValidationError
 
 from tdm_app.asking import Asked, understand
 from tdm_app.delivery import keep
-from tdm_app.errors import TABLE, kind_of, problem_of
+from tdm_app.errors import for_the_log, problem_of
 from tdm_app.job_progress import follow
 from tdm_app.job_queue import JobQueue
 from tdm_app.job_table import Job, new_id
@@ -230,8 +230,9 @@ class Jobs:
                 return
             await self._fail(live, error)
         except Exception as error:
-            if kind_of(error) is TABLE[Exception]:
+            if for_the_log(error):
                 log.exception("job %s failed", live.id)
+            ticket.cancel()
             await self._fail(live, error)
         self._over(live)
 

@@ -35,6 +35,10 @@ class LiveJob:
         return len(self.asked.requests)
 
     @property
+    def tenant(self) -> str:
+        return self.asked.terms.tenant
+
+    @property
     def deadline_s(self) -> float:
         """Unix seconds; infinite where there is none."""
         deadline_ms = self.asked.terms.deadline_ms

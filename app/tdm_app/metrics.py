@@ -68,7 +68,7 @@ class _Engine(Collector):
         yield from _gauges(stats)
         yield from _counters(stats)
         yield from _histograms(stats)
-        yield _labelled(GaugeMetricFamily, "jobs", "Jobs that are remembered.", "status", self._jobs())
+        yield _labelled(GaugeMetricFamily, "jobs", "Jobs that have not ended.", "status", self._jobs())
 
     def describe(self) -> Iterable[Metric]:
         """Nothing, so that registering does not ask the engine."""

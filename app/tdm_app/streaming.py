@@ -14,7 +14,7 @@ from tdm_app.asking import Asked
 from tdm_app.auth import caller_of
 from tdm_app.delivery import respond, usage_of
 from tdm_app.encode import encode_preview, text_of
-from tdm_app.errors import TABLE, kind_of
+from tdm_app.errors import for_the_log
 from tdm_app.schemas import CompletedEvent, ImageRequest, PartialImageEvent
 from tdm_app.service import Service
 from tdm_app.sse import error_event, event
@@ -52,7 +52,7 @@ async def image_events(
         for chunk in chunks:
             yield chunk
     except Exception as error:
-        if kind_of(error) is TABLE[Exception]:
+        if for_the_log(error):
             log.exception("a stream failed")
         yield error_event(error)
     finally:

@@ -16,9 +16,15 @@ from PIL import Image
 from sse_reader import Event, parse, read
 
 from tdm_app.api import create_app
+from tdm_app.asking import understand
+from tdm_app.job_queue import JobQueue
+from tdm_app.jobs import FED_BATCHES
+from tdm_app.live_job import LiveJob
+from tdm_app.schemas_jobs import JobRequest
 from tdm_app.settings import Settings
 from tdm_app.state import State
 from tdm_serve import AsyncEngine, Pipeline
+from tdm_serve.errors import EngineFailed, OutputError
 
 pytestmark = pytest.mark.anyio
 
@@ -180,7 +186,8 @@ async def test_listing(client: httpx.AsyncClient, assert_error: Check) -> None:
 async def test_a_full_queue_refuses(pipeline: Pipeline, assert_error: Check) -> None:
     async with opened(pipeline, max_jobs=2) as (client, app):
         await app.state.service.started()
-        answers = [await client.post(URL, json={"prompt": PROMPT, "n": 10}) for _ in range(6)]
+        best = max(shape.best_batch for shape in app.state.service.engine.capabilities())
+        answers = [await client.post(URL, json={"prompt": PROMPT, "n": 10}) for _ in range(best + 6)]
         statuses = [answer.status_code for answer in answers]
         assert statuses[:3] == [202] * 3  # one with the engine, two in the queue
         refused = answers[-1]
@@ -194,10 +201,10 @@ async def test_a_full_queue_refuses(pipeline: Pipeline, assert_error: Check) -> 
 async def test_jobs_leave_the_engines_queue_open(pipeline: Pipeline) -> None:
     async with opened(pipeline) as (client, app):
         await app.state.service.started()
-        jobs = [await accepted(client, n=4) for _ in range(20)]
-        stats = app.state.service.engine.stats()
         best = max(shape.best_batch for shape in app.state.service.engine.capabilities())
-        assert stats.waiting + stats.running <= 2 * best + 4
+        jobs = [await accepted(client, n=4) for _ in range(20 + best)]
+        stats = app.state.service.engine.stats()
+        assert stats.waiting + stats.running <= FED_BATCHES * best + 4
         direct = await client.post(IMAGES, json={"prompt": PROMPT, "priority": 5})
         assert direct.status_code == 200
         waiting = [(await client.get(f"{URL}/{job['id']}")).json() for job in jobs]
@@ -211,7 +218,8 @@ async def test_jobs_leave_the_engines_queue_open(pipeline: Pipeline) -> None:
 async def test_priority_among_jobs(pipeline: Pipeline) -> None:
     async with opened(pipeline) as (client, app):
         await app.state.service.started()
-        plain = [await accepted(client, n=2) for _ in range(6)]
+        best = max(shape.best_batch for shape in app.state.service.engine.capabilities())
+        plain = [await accepted(client, n=2) for _ in range(best + 6)]  # more than the engine is handed at once
         urgent = await accepted(client, priority=5)
         assert urgent["position"] < plain[-1]["position"]
         urgent = await ended(client, urgent["id"])
@@ -222,7 +230,8 @@ async def test_priority_among_jobs(pipeline: Pipeline) -> None:
 async def test_tenants_take_turns(pipeline: Pipeline) -> None:
     async with opened(pipeline) as (client, app):
         await app.state.service.started()
-        many = [await accepted(client, n=2, user="many") for _ in range(10)]
+        best = max(shape.best_batch for shape in app.state.service.engine.capabilities())
+        many = [await accepted(client, n=2, user="many") for _ in range(best + 10)]
         one = await accepted(client, user="one")
         finished = (await ended(client, one["id"]))["finished_at"]
         behind = [(await ended(client, job["id"]))["finished_at"] > finished for job in many]
@@ -291,6 +300,59 @@ async def test_a_deadline_that_passes_while_the_job_waits(pipeline: Pipeline) ->
         late = await client.post(URL, json={"prompt": PROMPT, "deadline_ms": 5})
         assert late.status_code == 429
         await client.delete(f"{URL}/{job['id']}")
+
+
+async def test_a_job_waits_for_room_on_the_disk(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(pipeline) as (client, app):
+        store, full = app.state.service.store, asyncio.Event()
+
+        async def fail(*_: Any) -> str:
+            full.set()
+            raise OutputError("/a/secret/place is full")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "put", fail)
+            job = await accepted(client)
+            await full.wait()
+            direct = await client.post(IMAGES, json={"prompt": PROMPT, "response_format": "url"})
+            assert (direct.status_code, direct.json()["error"]["code"]) == (503, "storage_failed")
+            assert "secret" not in direct.text
+            assert (await client.post(IMAGES, json={"prompt": PROMPT})).status_code == 200
+        assert "secret" in caplog.text
+        assert (await ended(client, job["id"]))["status"] == "succeeded"
+
+
+async def test_a_job_whose_engine_dies_is_tried_once_more(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened(pipeline) as (client, app):
+        await app.state.service.started()
+        engine, submit, tries = app.state.service.engine, app.state.service.engine.submit, []
+
+        def dying(*args: Any, **options: Any) -> Any:
+            ticket = submit(*args, **options)
+            tries.append(ticket)
+            if len(tries) != 2:
+                ticket._mailbox.settle(EngineFailed("it died"))
+            return ticket
+
+        monkeypatch.setattr(engine, "submit", dying)
+        assert (await ended(client, (await accepted(client))["id"]))["status"] == "succeeded"
+        assert len(tries) == 2
+        failed = await ended(client, (await accepted(client))["id"])
+        assert (failed["status"], failed["error"]["code"], len(tries)) == ("failed", "engine_failed", 4)
+
+
+def test_tenants_that_are_gone_are_forgotten(pipeline: Pipeline) -> None:
+    queue = JobQueue()
+    body = JobRequest(prompt=PROMPT, seed=1)
+    for number in range(50):
+        asked = understand(body, {"default": pipeline.info}, Settings(), f"user:{number}")
+        live = LiveJob(str(number), number, body, asked, 0.0)
+        queue.add(live)
+        queue.serve(live)
+        queue.drop(live.id)
+    assert not queue._served
 
 
 def test_events_can_be_read_line_by_line() -> None:
