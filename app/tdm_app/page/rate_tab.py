@@ -78,6 +78,6 @@ def sentence(groups: Groups, model: str) -> str:
         f'<div class="score"><p><strong>{groups.usable}</strong> of {groups.groups} rated groups usable</p>'
         f"<p>{groups.pictures} pictures of <code>{safe(model)}</code> are rated. To train from them:</p>"
         "<pre><code>tdm-serve feedback export likes.jsonl<br>"
-        f"tdm-serve finetune tdm-r1 --checkpoint {safe(model)} --feedback likes.jsonl --reward jpeg</code></pre>"
+        f"tdm-serve finetune tdm-r1 --checkpoint {safe(model)} --feedback likes.jsonl</code></pre>"
         "<p>The reward is only logged beside the ratings; this one judges any prompt.</p></div>"
     )
