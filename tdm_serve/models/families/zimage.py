@@ -8,7 +8,7 @@ convolutions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, Qwen3Model
 
 from tdm_serve.errors import PictureFailed, PromptTooLong
-from tdm_serve.models.adapters import adapted_names, fuse_lora
+from tdm_serve.models.adapters import fuse_adapters, read_adapters
 from tdm_serve.models.autoencoder import decode, posterior
 from tdm_serve.models.families.zimage_denoiser import ZImageDenoiser, padded_length
+from tdm_serve.models.lora import base_of
 from tdm_serve.models.spec import ModelSpec
 from tdm_serve.models.versions import Adapters, Versions
 from tdm_serve.preview import Matrix, colour_blocks, fit
@@ -150,22 +151,22 @@ def _denoiser(
     specs: Sequence[ModelSpec], device: torch.device, dtype: torch.dtype, adapters: Adapters
 ) -> tuple[ZImageDenoiser, Versions]:
     """The base for all versions, or a single version with its adapter in the base weights."""
-    if len(specs) == 1:
-        denoiser = ZImageDenoiser(load_transformer(specs[0])).pack()
-        return denoiser.to(device, dtype), Versions({}, {specs[0].id: None}, adapters)
-    paths: Mapping[str, Path | None] = {spec.id: spec.adapter for spec in specs}
-    transformer = _base_transformer(specs[0])
+    transformer = load_transformer(specs[0]) if len(specs) == 1 else _base_transformer(specs[0])
+    base = base_of(transformer, str(specs[0].base))
     denoiser = ZImageDenoiser(transformer)
-    wanted = {name for path in paths.values() if path is not None for name in adapted_names(path)}
+    if len(specs) == 1:
+        return denoiser.pack().to(device, dtype), Versions(base, {}, {specs[0].id: ()}, adapters)
+    versions = {spec.id: spec.adapters for spec in specs}
+    loras = (read_adapters(own, base) for own in versions.values())
+    wanted = {name for lora in loras if lora is not None for name in lora.modules}
     shared = denoiser.share({module: name for name, module in transformer.named_modules()}, wanted)
-    return denoiser.pack().to(device, dtype), Versions(shared, paths, adapters)
+    return denoiser.pack().to(device, dtype), Versions(base, shared, versions, adapters)
 
 
 def load_transformer(spec: ModelSpec) -> ZImageTransformer2DModel:
-    """The base transformer in float32, with the version's adapter fused where it has one."""
+    """The base transformer in float32, with the version's adapters fused where it has any."""
     transformer = _base_transformer(spec)
-    if spec.adapter is not None:
-        fuse_lora(transformer, spec.adapter)
+    fuse_adapters(transformer, spec.adapters, str(spec.base))
     return transformer
 
 

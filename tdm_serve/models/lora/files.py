@@ -37,12 +37,18 @@ class Contents:
 
 def open_adapter(path: Path) -> Contents:
     """The tensors and what travels with them. Raises CheckpointError for what is no whole adapter or holds code."""
-    file = _file_of(path)
-    config = _json(file.parent / CONFIG) if file.name in PEFT_FILES and (file.parent / CONFIG).is_file() else None
+    file, *beside = adapter_parts(path)
+    config = _json(beside[0]) if beside else None
     content, metadata = _safetensors(file) if file.suffix == ".safetensors" else (_pickled(file), {})
     if isinstance(content, Mapping):
         return Contents(file, content, (), metadata, config)
     return Contents(file, None, content, metadata, config)
+
+
+def adapter_parts(path: Path) -> list[Path]:
+    """The file with the weights and, of a PEFT adapter, its configuration: everything that an adapter depends on."""
+    file = _file_of(path)
+    return [file, file.parent / CONFIG] if file.name in PEFT_FILES and (file.parent / CONFIG).is_file() else [file]
 
 
 def _file_of(path: Path) -> Path:
