@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
+import numpy as np
 import pytest
 import torch
 from diffusers import ZImagePipeline, ZImageTransformer2DModel
@@ -15,10 +19,16 @@ from safetensors.torch import save_file
 from tdm_finetune.roles import ADAPTER_FILE, Role, Roles
 from tdm_finetune.trainee import Conditioning, Trainee
 from tdm_finetune.zimage import VelocityNet, linears
+from tdm_serve import Pipeline
+from tdm_serve.engine import Engine
+from tdm_serve.errors import CheckpointError
 from tdm_serve.models.adapters import fuse_adapters
+from tdm_serve.models.catalog import EMBEDDED
 from tdm_serve.models.families.zimage_denoiser import ZImageDenoiser
-from tdm_serve.models.lora import read_lora
-from tdm_serve.models.spec import Adapter
+from tdm_serve.models.inspect import checkpoint_hash
+from tdm_serve.models.load import examine, load
+from tdm_serve.models.lora import combined, read_lora, write_lora
+from tdm_serve.models.spec import MANIFEST, Adapter
 
 
 def transformer() -> ZImageTransformer2DModel:
@@ -112,3 +122,50 @@ def test_what_the_user_must_know_is_logged(tmp_path: Path, caplog: pytest.LogCap
     fuse_adapters(ours, (Adapter(tmp_path / "a.safetensors"),))
     assert torch.allclose(output(ours), output(model), atol=1e-5)
     assert "says no alpha; it is taken as the rank" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded one with a version of two halves of its adapter, one by its scale and one by its file."""
+    folder = Path(shutil.copytree(EMBEDDED, tmp_path_factory.mktemp("checkpoint") / "scenes"))
+    manifest = json.loads((folder / MANIFEST).read_text())
+    name = "adapters/tdm.safetensors"
+    halves = [{"path": name, "scale": 0.5}, {"path": "half.safetensors"}]
+    write_lora(combined([(read_lora(folder / name), 0.5)]), folder / "half.safetensors", fold_alpha=True)
+    manifest["versions"]["halves"] = manifest["versions"]["tdm"] | {"adapter": halves}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.mark.parametrize("adapters", ["alone", "fused", "separate"])
+def test_a_version_of_two_adapters_is_served(checkpoint: Path, adapters: str) -> None:
+    names = [f"{checkpoint}@halves", f"{checkpoint}@tdm"]
+    if adapters == "alone":
+        halves, whole = (Pipeline.from_pretrained(name)("two red circles", seed=3)[0].image for name in names)
+    else:
+        pipeline = Pipeline(Engine.load(names, adapters=adapters))
+        halves, whole = (pipeline("two red circles", seed=3, model=name)[0].image for name in names)
+    assert np.abs(np.asarray(halves).astype(int) - np.asarray(whole).astype(int)).max() <= 8
+    assert np.asarray(whole).std() > 1
+
+
+def test_scales_are_part_of_the_digest(checkpoint: Path) -> None:
+    hashes = {load(f"{checkpoint}@{version}").served[0].checkpoint_hash for version in ("halves", "tdm", "teacher")}
+    assert len(hashes) == 3
+    spec, files = examine(f"{checkpoint}@tdm")
+    assert checkpoint_hash(replace(spec, adapters=(replace(spec.adapters[0], scale=0.5),)), files) not in hashes
+
+
+def test_a_manifest_with_an_odd_adapter_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "c"))
+    manifest = json.loads((folder / MANIFEST).read_text())
+    for odd, sentence in (
+        ({"path": "a", "strength": 1}, "it takes path, a finite scale"),
+        ({"scale": 1}, "not usable"),
+        ({"path": "a", "scale": "much"}, "not usable"),
+        ("nowhere.safetensors", "nowhere.safetensors, which is missing"),
+    ):
+        manifest["versions"]["tdm"]["adapter"] = odd
+        (folder / MANIFEST).write_text(json.dumps(manifest))
+        with pytest.raises(CheckpointError, match=sentence):
+            examine(f"{folder}@tdm")
