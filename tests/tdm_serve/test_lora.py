@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -395,3 +396,37 @@ def test_folders_that_are_no_base(tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(CheckpointError, match=sentence):
             read_base(tmp_path)
+
+
+def test_other_spellings_are_the_same_adapter(tmp_path: Path) -> None:
+    """Those of older diffusers, of node-based programs, and a PEFT key with the adapter's name in it."""
+    base, state = base_of(unet(), "tiny"), dotted(trained(unet, config(["to_q", "to_out.0"])))
+    alphas = {f"{name}.alpha": torch.tensor(10.0) for name in base.targeted(["to_q", "to_out.0"])}
+
+    def old(key: str) -> str:
+        key = key.replace(".to_out.0.lora", ".to_out.lora").replace("_A.weight", "_down").replace("_B.weight", "_up")
+        return "unet." + re.sub(r"\.(to_q|to_out)\.lora_(down|up)$", r".processor.\1_lora.\2.weight", key)
+
+    spellings: list[Callable[[str], str]] = [
+        old,
+        lambda key: "unet." + key.replace("lora_A", "lora.down").replace("lora_B", "lora.up"),
+        lambda key: "diffusion_model." + key.replace("lora_A", "lora_down").replace("lora_B", "lora_up"),
+        lambda key: "base_model.model.unet." + key.replace(".weight", ".default.weight"),
+    ]
+    for spell in spellings:
+        save_file({spell(key): value for key, value in state.items()}, tmp_path / "a.safetensors")
+        lora = read_lora(tmp_path / "a.safetensors", base)
+        assert set(lora.modules) == set(base.targeted(["to_q", "to_out.0"]))
+        assert {delta.scale for delta in lora.modules.values()} == {1.0}
+        for name, delta in lora.modules.items():
+            assert torch.equal(delta.a, state[f"{name}.lora_A.weight"])
+    save_file(state | alphas, tmp_path / "a.safetensors")
+    assert {delta.scale for delta in read_lora(tmp_path / "a.safetensors", base).modules.values()} == {2.5}
+
+
+def test_untrained_adapters_are_refused_where_they_are_used(tmp_path: Path) -> None:
+    path, tensors = peft_file(tmp_path)
+    save_file({key: value * ("lora_A" in key) for key, value in tensors.items()}, path)
+    assert len(read_lora(path).modules) == 16  # a trainer may start from one
+    with pytest.raises(CheckpointError, match="changes nothing"):
+        read_lora(path, base_of(zimage(), "tiny"))
