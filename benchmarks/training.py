@@ -15,7 +15,6 @@ import harness  # first: it sets the OpenMP policy before torch loads
 
 from tdm_finetune.clock import PREFIX
 from tdm_finetune.fit import Trainer, make_student, memory_mb, updates
-from tdm_finetune.rewards import RewardPool
 from tdm_finetune.student import StudentConfig
 from tdm_finetune.tdm import Distillation, TdmConfig
 from tdm_finetune.tdm_r1 import Reinforcement, TdmR1Config
@@ -29,7 +28,7 @@ def trainer_of(method: str, model: str, pictures: int, group: int, run: Path) ->
         config = TdmConfig(run=run, checkpoint=model, batch=pictures)
         return Distillation(config, make_student(config)), config
     config = TdmR1Config(run=run, checkpoint=model, groups=pictures // group, group=group, fake_warmup=0)
-    return Reinforcement(config, make_student(config), RewardPool(config.reward)), config
+    return Reinforcement(config, make_student(config), config.rewards()), config
 
 
 def measure(method: str, model: str, pictures: int, group: int, repeats: int) -> dict[str, Any]:

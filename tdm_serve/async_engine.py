@@ -1,102 +1,215 @@
-"""The engine behind asyncio: one thread owns the device, callers await futures, concurrent callers share batches."""
+"""The engine behind asyncio: one thread owns the device, callers hold tickets, pictures share every evaluation.
+
+A request is checked and admitted in the caller's event loop: it gets a promise, or is refused at once. From there the
+device thread makes it, evaluation by evaluation, with whatever company the scheduler finds best, and posts what happens
+to the event loop that asked.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import logging
+import dataclasses
 import threading
-from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from tdm_serve.core import GeneratedImage, ModelInfo, Request
-from tdm_serve.errors import ConfigError, EngineClosed
-from tdm_serve.pipeline import Pipeline, batch_key
-from tdm_serve.scheduler import next_batch
+from tdm_serve.core import GeneratedImage, ModelInfo, Request, Shape, Terms
+from tdm_serve.desk import Desk
+from tdm_serve.device import Device
+from tdm_serve.device_thread import DeviceThread
+from tdm_serve.errors import ConfigError, EngineClosed, InvalidRequest, TdmServeError, UnknownModel
+from tdm_serve.identity import compiles, identity_of, memory_of
+from tdm_serve.orders import Asked
+from tdm_serve.pipeline import Pipeline
+from tdm_serve.preview_thread import PreviewThread
+from tdm_serve.profile import Profile
+from tdm_serve.scheduler import Policy
+from tdm_serve.stats import EngineStats, WarmShape
+from tdm_serve.ticket import Mailbox, Ticket, post
+from tdm_serve.warmup import WarmUp, load_profile, profile_path, save_profile, shape_of
 
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """One queued picture."""
-
-    request: Request
-    future: Future[GeneratedImage] = field(default_factory=Future[GeneratedImage])
-
-    @property
-    def key(self) -> tuple[int, int, int | None, float | None]:
-        return batch_key(self.request)
+PLAIN = Terms()
+STANDARD = Policy()
 
 
 class AsyncEngine:
-    """Queues requests for one pipeline. Create it anywhere; `start`, `generate` and `close` run in an event loop."""
+    """Create it anywhere; `start`, `submit`, `generate` and `close` run in event loops, also in several."""
 
-    def __init__(self, pipeline: Pipeline, *, max_batch: int = 8) -> None:
-        if max_batch < 1:
-            raise ConfigError(f"max_batch is {max_batch}; it must be at least 1")
-        self.info: ModelInfo = pipeline.info
-        self.ready = False
-        self._pipeline = pipeline
-        self._max_batch = max_batch
-        self._queue: deque[_Job] = deque()
-        self._wake = threading.Condition()
-        self._closing = False
-        self._thread = threading.Thread(target=self._run, name="tdm-serve device", daemon=True)
+    def __init__(
+        self,
+        engine: Device | Pipeline,
+        *,
+        policy: Policy = STANDARD,
+        max_batch: int | None = None,
+        profile: Path | None = None,
+        warm: Sequence[Shape | tuple[int, int]] = (),
+    ) -> None:
+        """`warm` lists what is measured before `ready`; empty is the default model's size.
+
+        `profile` is the file in which measured costs are kept, or a folder with one for each device; None is the folder
+        TDM_SERVE_STATE_DIR or the user's cache folder. Raises ConfigError, and InvalidRequest for a size in `warm`.
+        """
+        if max_batch is not None:
+            if max_batch < 1:
+                raise ConfigError(f"max_batch is {max_batch}; it must be at least 1")
+            policy = dataclasses.replace(policy, max_batch=min(policy.max_batch, max_batch))
+        device: Device = engine.engine if isinstance(engine, Pipeline) else engine
+        self.infos: Mapping[str, ModelInfo] = device.infos
+        self.info: ModelInfo = next(iter(device.infos.values()))
+        self.shapes = tuple(shape_of(device, size) for size in warm or [(self.info.width, self.info.height)])
+        self._device = device
+        self._policy = policy
+        self._identity = identity_of(device)
+        self._path = profile_path(profile, self._identity)
+        self._previews = PreviewThread(device.preview, lambda mailbox: self.cancel(mailbox.number))
+        self._desk = Desk(Profile(self._identity, len(self.info.sigmas)), policy, self._previews)
+        self._thread = DeviceThread(device, self._desk, self._warm_up, self._warmed)
+        self._warm = False
+        self._warm_lookups = 0, 0  # hits and misses of the prompt cache that were the warm-up's
+        self._ending = threading.Lock()
+        self._starter: Mailbox | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are served at once: the listed shapes are warm, and it is neither closing nor dead."""
+        return self._warm and not self._desk.closing and self._desk.dead is None
+
+    @property
+    def degraded(self) -> str | None:
+        """What happened, where the device thread had to be restarted or is dead."""
+        return self._desk.degraded
 
     async def start(self) -> None:
-        """Starts the device thread and warms the default shape; `ready` is true afterwards."""
+        """Starts the device thread and warms up. Raises what the warm-up raised, EngineClosed when closed meanwhile."""
+        if self._starter is not None:
+            raise RuntimeError("an engine starts only once; create another one")
+        self._starter = Mailbox(asyncio.get_running_loop())
         self._thread.start()
-        info = self.info
-        await self.generate([Request("warm-up", 0, info.width, info.height)])
-        self.ready = True
+        error = await self._starter.arrival()
+        if isinstance(error, Exception):
+            raise error
+        if self._desk.closing:
+            raise EngineClosed("the engine was closed while it warmed up")
 
-    async def generate(self, requests: Sequence[Request]) -> list[GeneratedImage]:
-        """Checks every request, then queues them all. Raises InvalidRequest before anything is queued."""
-        for request in requests:
-            self._pipeline.check(request)
-        jobs = [_Job(request) for request in requests]
-        with self._wake:
-            if self._closing:
-                raise EngineClosed("the server is shutting down and takes no new requests")
-            self._queue.extend(jobs)
-            self._wake.notify()
-        futures = [asyncio.wrap_future(job.future) for job in jobs]
-        return list(await asyncio.gather(*futures))
+    def check(self, request: Request) -> None:
+        """Raises InvalidRequest or UnknownModel for what `submit` would not take; queues nothing. Any thread."""
+        self._asked(request)
+
+    def submit(self, requests: Sequence[Request], terms: Terms = PLAIN, *, previews: bool = False) -> Ticket:
+        """Takes all pictures, with a promise, or none. Call it in an event loop; it returns at once.
+
+        Raises InvalidRequest or UnknownModel, Overloaded or DeadlineUnreachable, EngineClosed or EngineFailed.
+        """
+        mailbox = Mailbox(asyncio.get_running_loop())
+        order = self._desk.submit(self._checked(requests), terms, mailbox, previews)
+        return Ticket(uuid.uuid4().hex, order.number, mailbox, self)
+
+    def _checked(self, requests: Sequence[Request]) -> list[Asked]:
+        try:
+            if not requests:
+                raise InvalidRequest("the list of requests is empty; ask for at least one picture", param="n")
+            return [self._asked(request) for request in requests]
+        except TdmServeError:
+            self._desk.refused("invalid")
+            raise
+
+    def _asked(self, request: Request) -> Asked:
+        model = request.model or self.info.id
+        if model not in self.infos:
+            served = ", ".join(repr(name) for name in self.infos)
+            raise UnknownModel(f"model {model!r} is not served; allowed: {served}")
+        shape = self._device.check(request)
+        steps = len(self.infos[model].sigmas) if request.steps is None else request.steps
+        return Asked(request, shape, model, steps, self._device.cached(request))
+
+    async def generate(self, requests: Sequence[Request], terms: Terms = PLAIN) -> list[GeneratedImage]:
+        """Submits and waits. A cancelled caller cancels its pictures."""
+        ticket = self.submit(requests, terms)
+        try:
+            return await ticket.result()
+        finally:
+            ticket.cancel()  # nothing happens to one that is done
+
+    def cancel(self, number: int) -> bool:
+        """What `Ticket.cancel` does."""
+        return self._desk.cancel(number)
+
+    def eta_ms(self, number: int) -> float:
+        """What `Ticket.eta_ms` shows."""
+        return self._desk.eta_ms(number)
+
+    def position(self, number: int) -> int:
+        """What `Ticket.position` shows."""
+        return self._desk.position(number)
+
+    def stats(self) -> EngineStats:
+        """What was done so far and is under way. Cheap; from any thread."""
+        cache = self._device.cache
+        hits, misses, held = cache.hits, cache.misses, cache.bytes
+        memory = memory_of(self._device)
+        with self._desk.lock:
+            waiting, running, backlog_ms = self._desk.load()
+            return EngineStats(
+                **self._desk.counters.snapshot(),
+                ready=self.ready,
+                degraded=self.degraded,
+                waiting=waiting,
+                running=running,
+                backlog_ms=backlog_ms,
+                cache_hits=hits - self._warm_lookups[0],
+                cache_misses=misses - self._warm_lookups[1],
+                cache_bytes=held,
+                memory_bytes=memory,
+            )
+
+    def capabilities(self) -> list[WarmShape]:
+        """The warm shapes and what is predicted for them; empty until `ready`."""
+        with self._desk.lock:
+            return [self._capability(shape) for shape in self.shapes] if self._warm else []
+
+    def _capability(self, shape: Shape) -> WarmShape:
+        profile = self._desk.profile
+        alone = {
+            name: profile.alone_ms(shape, len(info.sigmas))
+            for name, info in self.infos.items()
+            if (info.guidance != 1.0) == shape.guided
+        }
+        best = min(profile.best_batch(shape), self._policy.max_batch)
+        return WarmShape(shape.width, shape.height, shape.text, shape.guided, best, alone)
 
     async def close(self) -> None:
-        """Finishes what is queued, then stops the thread."""
-        self.ready = False
-        with self._wake:
-            self._closing = True
-            self._wake.notify()
-        if self._thread.is_alive():
-            await asyncio.to_thread(self._thread.join)
+        """Refuses the new with EngineClosed, finishes what was accepted, ends the threads. Any number of times."""
+        self._desk.close()
+        await asyncio.to_thread(self._end)
 
-    def _run(self) -> None:
-        while batch := self._take():
-            self._make(batch)
+    def _end(self) -> None:
+        self._thread.join()
+        self._desk.drop_rest()
+        self._previews.close()
+        with self._ending:
+            if self._warm:
+                self._warm = False
+                save_profile(self._desk.profile, self._path)
 
-    def _take(self) -> list[_Job]:
-        """Waits for the next batch; empty only when closing and nothing is left."""
-        with self._wake:
-            while not self._queue and not self._closing:
-                self._wake.wait()
-            chosen = set(next_batch(self._queue, self._max_batch))
-            batch = [job for index, job in enumerate(self._queue) if index in chosen]
-            self._queue = deque(job for index, job in enumerate(self._queue) if index not in chosen)
-            return batch
+    def _warm_up(self) -> None:
+        """In the device thread, before it serves."""
+        stored = load_profile(self._path, self._identity, len(self.info.sigmas))
+        warm_up = WarmUp(
+            self._device,
+            self.shapes,
+            self._policy.max_batch,
+            stopping=lambda: self._desk.closing,
+            every_batch=compiles(self._device),
+        )
+        profile = warm_up.run(stored)
+        self._warm_lookups = self._device.cache.hits, self._device.cache.misses
+        if not self._desk.closing:
+            save_profile(profile, self._path)
+        self._desk.profiled(profile)
 
-    def _make(self, batch: Sequence[_Job]) -> None:
-        """Runs a batch; whatever goes wrong reaches its callers and never ends the thread."""
-        wanted = [job for job in batch if job.future.set_running_or_notify_cancel()]
-        try:
-            images = self._pipeline.generate([job.request for job in wanted])
-        except Exception as error:
-            logger.exception("a batch of %d failed", len(wanted))
-            for job in wanted:
-                job.future.set_exception(error)
-            return
-        for job, image in zip(wanted, images, strict=True):
-            job.future.set_result(image)
+    def _warmed(self, error: Exception | None) -> None:
+        """In the device thread, after the warm-up."""
+        self._warm = error is None and not self._desk.closing
+        if self._starter is not None:
+            post([(self._starter, [] if error is None else error)])

@@ -64,6 +64,19 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True)
+class Shape:
+    """What pictures must share to share a forward: size in pixels, padded text length in tokens, guidance on or off."""
+
+    width: int
+    height: int
+    text: int
+    guided: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}, {self.text} tokens{', guided' if self.guided else ''}"
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """What a client hears while its pictures are made: evaluation `step` of `total` of its picture `index` is done."""
 
@@ -101,11 +114,14 @@ class GeneratedImage:
     model: str
     checkpoint_hash: str
     timings_ms: Mapping[str, float] = field(default_factory=dict[str, float])  # text, denoise, decode, total
+    negative_prompt: str = ""
+    tokens: int = 0  # of the prompt, its template included
 
     def recipe(self) -> dict[str, Any]:
-        """Everything but the pixels and the timings, JSON-ready."""
+        """Everything but the pixels and the timings, JSON-ready; a negative prompt where there was one."""
         names = ("prompt", "seed", "width", "height", "nfe", "guidance", "model", "checkpoint_hash")
-        return {name: getattr(self, name) for name in names} | {"sigmas": list(self.sigmas)}
+        plain = {name: getattr(self, name) for name in names} | {"sigmas": list(self.sigmas)}
+        return plain | ({"negative_prompt": self.negative_prompt} if self.negative_prompt else {})
 
     def png(self) -> bytes:
         """The picture as PNG with the recipe in text chunks: the whole as JSON, and `prompt` and `seed` plainly."""

@@ -1,163 +1,269 @@
 """The device side: start a batch, step it, finish it. Owns the model; knows nothing of queues or HTTP.
 
-Every picture in a batch has its own place in its own sampler table, so a batch may hold pictures at different steps;
-what they must share is the shape of latents and text, and whether guidance is on.
+One base with one or more versions. Every picture in a batch has its own place in its own sampler table and its own
+version, so a batch may hold pictures at different steps of different tables and versions; what they must share is their
+`Shape`. Rows are sorted by version, and the route through the denoiser is an argument of the call (`models.routed`).
+
+Pixels follow from a request and its checkpoint alone. `strict` keeps that bit by bit: text is encoded and pictures are
+decoded one at a time and, on a GPU, whose matrix products change with the number of rows, evaluations run one picture
+at a time with deterministic convolutions. It is the default on a CPU, where evaluations of a batch are bitwise those of
+its pictures alone; `benchmarks/invariance.py` measures what it costs.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from weakref import WeakSet
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from tdm_serve import preview
 from tdm_serve.backends import create
-from tdm_serve.core import GeneratedImage, ModelInfo, Request, StepCallback, StepEvent
+from tdm_serve.core import GeneratedImage, ModelInfo, Request, Shape, StepCallback, StepEvent
+from tdm_serve.errors import PictureFailed, UnknownModel
 from tdm_serve.models.catalog import evaluations
-from tdm_serve.models.families.zimage import Conditioning
-from tdm_serve.models.load import Loaded
+from tdm_serve.models.load import Loaded, Served, load
+from tdm_serve.models.routed import route_of
 from tdm_serve.nfe import CountedDenoiser
+from tdm_serve.prompt_cache import DEFAULT_MB, PromptCache
+from tdm_serve.sample import Sample
 from tdm_serve.sampling import Row
-from tdm_serve.validation import check_request
+from tdm_serve.texts import Text, Texts
+from tdm_serve.validation import check_request, guidance_of
 
-
-@dataclass(slots=True)
-class Sample:
-    """One picture under way."""
-
-    request: Request
-    rows: tuple[Row, ...]
-    guidance: float
-    text: Conditioning
-    latents: Tensor  # (1, C, h, w)
-    clean: Tensor  # (1, C, h, w), the last prediction
-    index: int = 0
-    nfe: int = 0
-    timings_ms: dict[str, float] = field(default_factory=dict[str, float])
-
-    @property
-    def done(self) -> bool:
-        return self.index == len(self.rows)
+__all__ = ["Engine", "Sample", "by_shape"]
 
 
 class Engine:
-    """One model on one device. Not thread-safe: one thread owns it."""
+    """Versions of one base on one device. Not thread-safe, except where a method says so: one thread owns it."""
 
-    def __init__(self, loaded: Loaded, backend: str = "auto") -> None:
-        self.spec, self.model = loaded.spec, loaded.model
-        self.denoise = CountedDenoiser(create(backend, loaded.model.denoiser))
-        self.info = _info(loaded)
-        self._empty: dict[int, Conditioning] = {}
+    def __init__(
+        self,
+        loaded: Loaded,
+        backend: str = "auto",
+        *,
+        strict: bool | None = None,
+        memory_mb: float | None = None,
+        cache_mb: float = DEFAULT_MB,
+    ) -> None:
+        """`strict` of None is on for a CPU and off for a GPU. `memory_mb` bounds what versions hold beside the base,
+        `cache_mb` what encoded prompts do. Raises ConfigError, CheckpointError or BackendUnavailable.
+        """
+        self.model = loaded.model
+        self.infos: Mapping[str, ModelInfo] = {one.spec.id: _info(one) for one in loaded.served}
+        self.info = next(iter(self.infos.values()))
+        on_cpu = self.model.device.type == "cpu"
+        self.strict = on_cpu if strict is None else strict
+        self.denoise = CountedDenoiser(create(backend, self.model.denoiser))
+        self.versions = self.model.versions
+        self.versions.limit(memory_mb)
+        self.cache = PromptCache(cache_mb)
+        several = len(loaded.served) > 1
+        self._texts = Texts(self.model, self.cache, loaded.encoder_hash, several=several, together=not self.strict)
+        self._specs = {one.spec.id: one.spec for one in loaded.served}
+        self._alone = self.strict and not on_cpu
+        self._live: WeakSet[Sample] = WeakSet()
 
-    def check(self, request: Request) -> None:
-        """Raises InvalidRequest for anything that cannot be made as asked. Safe from any thread."""
-        check_request(request, self.info)
-        self.model.check_prompt(request.prompt)
+    @classmethod
+    def load(
+        cls,
+        models: str | Path | Sequence[str | Path],
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        backend: str = "auto",
+        adapters: str = "fused",
+        strict: bool | None = None,
+        memory_mb: float | None = None,
+        cache_mb: float = DEFAULT_MB,
+    ) -> Engine:
+        """Serves one model, or several versions of one base, such as `["default", "default-teacher"]`; the first is
+        what a request gets that names none. `adapters` is "fused" (fast) or "separate" (small).
+        """
+        loaded = load(models, device, dtype, adapters)
+        return cls(loaded, backend, strict=strict, memory_mb=memory_mb, cache_mb=cache_mb)
+
+    def check(self, request: Request) -> Shape:
+        """The shape of a request's forwards. Safe from any thread; runs nothing.
+
+        Raises UnknownModel, or InvalidRequest for anything that cannot be made as asked.
+        """
+        info = self._info_of(request)
+        check_request(request, info)
+        guided = guidance_of(request, info) != 1.0
+        length = self.model.check_prompt(request.prompt)
+        if guided:  # both predictions run in one forward, so their texts have one length
+            length = max(length, self.model.check_prompt(request.negative_prompt, "negative_prompt"))
+        return Shape(request.width, request.height, length, guided)
+
+    def cached(self, request: Request) -> bool:
+        """Whether the text of a valid request is at hand, so that its start is nearly free. Safe from any thread."""
+        return self._texts.kept(self._wanted(request, self.check(request)))
+
+    def _info_of(self, request: Request) -> ModelInfo:
+        if request.model and request.model not in self.infos:
+            raise UnknownModel(f"model {request.model!r} is not served here; served are {', '.join(self.infos)}")
+        return self.infos[request.model] if request.model else self.info
+
+    def _wanted(self, request: Request, shape: Shape) -> list[Text]:
+        """The texts of a request: its prompt and, with guidance, what to keep away from."""
+        prompts = [request.prompt, request.negative_prompt] if shape.guided else [request.prompt]
+        version = self._info_of(request).id
+        return [Text(tuple(self.model.tokens(prompt)), shape.text, version) for prompt in prompts]
 
     @torch.inference_mode()
     def start(self, requests: Sequence[Request]) -> list[Sample]:
-        """Encodes the prompts and draws the noise. Equal prompts in one batch are encoded once."""
+        """Encodes the prompts and draws the noise. Equal prompts in one batch are encoded once.
+
+        Raises what `check` does, and CheckpointError for a version that cannot be loaded any more.
+        """
         started = time.perf_counter()
-        encoded = {prompt: self.model.condition(prompt) for prompt in dict.fromkeys(r.prompt for r in requests)}
-        samples = [self._sample(request, encoded[request.prompt]) for request in requests]
-        _share(samples, "text", started)
+        shapes = [self.check(request) for request in requests]
+        self._load_versions({self._info_of(request).id for request in requests})
+        wanted = [self._wanted(request, shape) for request, shape in zip(requests, shapes, strict=True)]
+        texts = self._texts.get(text for each in wanted for text in each)
+        samples = [
+            self._sample(request, shape, [texts[text] for text in each], len(each[0].tokens))
+            for request, shape, each in zip(requests, shapes, wanted, strict=True)
+        ]
+        self._live.update(samples)
+        self._share(samples, "text", started)
         return samples
 
-    def _sample(self, request: Request, text: Conditioning) -> Sample:
+    def _load_versions(self, wanted: Collection[str]) -> None:
+        busy = {sample.info.id for sample in self._live if not sample.done}
+        for version in sorted(wanted):
+            self.versions.use(version, busy | set(wanted))
+
+    def _sample(self, request: Request, shape: Shape, texts: Sequence[Tensor], tokens: int) -> Sample:
         noise = self.model.noise(request.seed, request.width, request.height)
-        guidance = self.spec.guidance if request.guidance is None else request.guidance
-        return Sample(request, self.spec.rows(request.steps), guidance, text, noise, torch.zeros_like(noise))
+        info = self._info_of(request)
+        rows, guidance = self._specs[info.id].rows(request.steps), guidance_of(request, info)
+        away = texts[1] if shape.guided else None
+        clean = torch.zeros_like(noise)
+        return Sample(request, info, shape, rows, guidance, texts[0], away, noise, clean, tokens=tokens)
 
     @torch.inference_mode()
     def step(self, samples: Sequence[Sample]) -> None:
-        """One network evaluation (two with guidance) for samples of one latent and text shape."""
+        """One network evaluation (two with guidance) of unfinished samples that share a shape.
+
+        All of them take the step, or, when it raises, none has changed.
+        """
         started = time.perf_counter()
-        rows = [sample.rows[sample.index] for sample in samples]
-        latents = torch.cat([sample.latents for sample in samples])  # (B, C, h, w)
+        batch = sorted(samples, key=lambda sample: sample.info.id)
+        assert len({sample.shape for sample in batch}) == 1, "samples of one step share their shape"
+        rows = [sample.row for sample in batch]
         before = self.denoise.evaluations
-        velocity = self._velocity(samples, latents, rows).float()
-        spent = (self.denoise.evaluations - before) // len(samples)
-        sigma, a, b, c = (_column(rows, name, latents) for name in ("sigma", "a", "b", "c"))
-        clean = latents - sigma * velocity
-        following = a * latents + b * clean
-        if any(row.c for row in rows):
-            following = following + c * torch.cat([sample.clean for sample in samples])
-        for i, sample in enumerate(samples):
-            sample.latents, sample.clean = following[i : i + 1], clean[i : i + 1]
+        parts = [[sample] for sample in batch] if self._alone else [batch]
+        velocity = torch.cat([self._velocity(part) for part in parts])
+        spent = (self.denoise.evaluations - before) // len(batch)
+        following, clean = _advanced(batch, rows, velocity)
+        self._synchronise()  # what goes wrong on the device shows here at the latest
+        for sample, latents, prediction in zip(batch, following.split(1), clean.split(1), strict=True):
+            sample.latents, sample.clean = latents, prediction
             sample.index += 1
             sample.nfe += spent
-        _share(samples, "denoise", started)
+        self._share(batch, "denoise", started)
 
-    def _velocity(self, samples: Sequence[Sample], latents: Tensor, rows: Sequence[Row]) -> Tensor:
-        """The network's velocity; with guidance, away + w * (towards - away) in one doubled batch."""
-        text = torch.cat([sample.text.text for sample in samples])
-        modulation = torch.cat([self.model.modulation(row.sigma) for row in rows])
-        latents = latents.to(self.model.dtype)
-        if samples[0].guidance == 1.0:
-            return self.denoise(latents, modulation, text)
-        away = self._unconditional(text.shape[1]).expand_as(text)
-        both = self.denoise(latents.repeat(2, 1, 1, 1), modulation.repeat(2, 1, 1), torch.cat((text, away)))
-        towards, back = both.float().chunk(2)
-        weight = latents.new_tensor([sample.guidance for sample in samples], dtype=torch.float32)
+    def _velocity(self, batch: Sequence[Sample]) -> Tensor:
+        """The network's velocity in float32; with guidance, away + w * (towards - away) in one doubled batch."""
+        latents = torch.cat([sample.latents for sample in batch]).to(self.model.dtype)  # (B, C, h, w)
+        text = torch.cat([sample.text for sample in batch])
+        modulation = torch.cat([self.model.modulation(sample.row.sigma, sample.info.id) for sample in batch])
+        versions = [sample.info.id for sample in batch]
+        if not batch[0].shape.guided:
+            return self.denoise(latents, modulation, text, route_of(versions)).float()
+        away = torch.cat([sample.away for sample in batch if sample.away is not None])
+        doubled = latents.repeat(2, 1, 1, 1), modulation.repeat(2, 1, 1), torch.cat((text, away))
+        towards, back = self.denoise(*doubled, route_of(versions * 2)).float().chunk(2)
+        weight = latents.new_tensor([sample.guidance for sample in batch], dtype=torch.float32)
         return back + weight.view(-1, 1, 1, 1) * (towards - back)
 
-    def _unconditional(self, length: int) -> Tensor:
-        """The encoded empty prompt (1, length, D), padded as the conditional one is."""
-        if length not in self._empty:
-            self._empty[length] = self.model.condition("", length)
-        return self._empty[length].text
+    def faulty(self, samples: Sequence[Sample]) -> list[int]:
+        """Indices of the samples whose latents are no longer numbers."""
+        return [index for index, sample in enumerate(samples) if not bool(sample.latents.isfinite().all())]
 
     @torch.inference_mode()
     def finish(self, samples: Sequence[Sample]) -> list[GeneratedImage]:
-        """Decodes clean latents of one size and wraps the pictures with their recipes."""
+        """Decodes clean latents and wraps the pictures with their recipes. Raises PictureFailed for faulty ones."""
         started = time.perf_counter()
-        pictures = self.model.decode([sample.latents for sample in samples]).numpy()
-        _share(samples, "decode", started)
-        return [self._wrap(s, Image.fromarray(p)) for s, p in zip(samples, pictures, strict=True)]
+        if faulty := self.faulty(samples):
+            raise PictureFailed(f"pictures {faulty} of a batch of {len(samples)} have latents that are no numbers")
+        pictures = [picture for group in _by_size(samples) for picture in self._decode(group)]
+        self._share(samples, "decode", started)
+        self.versions.trim({sample.info.id for sample in self._live if not sample.done})
+        return [sample.wrap(picture) for sample, picture in zip(samples, pictures, strict=True)]
 
-    def _wrap(self, sample: Sample, picture: Image.Image) -> GeneratedImage:
-        request, timings = sample.request, sample.timings_ms
-        return GeneratedImage(
-            image=picture,
-            prompt=request.prompt,
-            seed=request.seed,
-            width=request.width,
-            height=request.height,
-            nfe=sample.nfe,
-            sigmas=tuple(row.sigma for row in sample.rows),
-            guidance=sample.guidance,
-            model=self.info.id,
-            checkpoint_hash=self.info.checkpoint_hash,
-            timings_ms={**timings, "total": sum(timings.values())},
-        )
+    def _decode(self, samples: Sequence[Sample]) -> list[Image.Image]:
+        """Pictures of samples of one size."""
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=self.strict):
+            pixels = self.model.decode([sample.latents for sample in samples], together=not self.strict)
+        return [Image.fromarray(picture) for picture in pixels.numpy()]
+
+    def preview(self, latents: Tensor) -> Image.Image:
+        """A cheap look at clean latents (1, C, h, w), at the picture's size. Safe from any thread."""
+        return preview.picture(latents, self.model.preview, self.model.factor)
+
+    @staticmethod
+    def out_of_memory(error: BaseException) -> bool:
+        """Whether an error says that the device's memory is full, in any of torch's ways."""
+        full = "out of memory" in str(error).lower() or "can't allocate memory" in str(error)
+        return isinstance(error, torch.OutOfMemoryError | MemoryError) or (isinstance(error, RuntimeError) and full)
+
+    def empty_cache(self) -> None:
+        """Gives back what the allocator holds but does not use."""
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def generate(self, requests: Sequence[Request], callback: StepCallback | None = None) -> list[GeneratedImage]:
-        """Start, step until done, finish: for requests of one size, step count and guidance setting."""
+        """Start, step until done, finish. A callback needs requests of one size and step count."""
         samples = self.start(requests)
-        groups = by_shape(samples)
-        while not samples[0].done:
-            for group in groups:
+        while going := [sample for sample in samples if not sample.done]:
+            for group in by_shape(going):
                 self.step(group)
             if callback is not None:
                 callback(_event(samples))
         return self.finish(samples)
 
+    def _synchronise(self) -> None:
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
 
-def by_shape(samples: Sequence[Sample]) -> list[list[Sample]]:
-    """Samples that can share a forward: same padded text length, guidance on or off."""
-    groups: dict[tuple[int, bool], list[Sample]] = {}
+    def _share(self, samples: Sequence[Sample], stage: str, started: float) -> None:
+        """Adds the wall-clock milliseconds since `started` to a stage of every sample in the batch."""
+        self._synchronise()
+        elapsed = (time.perf_counter() - started) * 1000
+        for sample in samples:
+            sample.timings_ms[stage] = sample.timings_ms.get(stage, 0.0) + elapsed
+
+
+def by_shape(samples: Iterable[Sample]) -> list[list[Sample]]:
+    """Samples that can share a forward."""
+    groups: dict[Shape, list[Sample]] = {}
     for sample in samples:
-        groups.setdefault((sample.text.text.shape[1], sample.guidance == 1.0), []).append(sample)
+        groups.setdefault(sample.shape, []).append(sample)
     return list(groups.values())
 
 
-def _event(samples: Sequence[Sample]) -> StepEvent:
-    first = samples[0]
-    clean = torch.cat([sample.clean for sample in samples])
-    return StepEvent(first.index - 1, len(first.rows), first.rows[first.index - 1].sigma, clean)
+def _by_size(samples: Sequence[Sample]) -> list[list[Sample]]:
+    """Runs of neighbours of one size."""
+    return [list(run) for _, run in groupby(samples, lambda sample: (sample.shape.width, sample.shape.height))]
+
+
+def _advanced(batch: Sequence[Sample], rows: Sequence[Row], velocity: Tensor) -> tuple[Tensor, Tensor]:
+    """(the next latents, the predicted clean ones), (B, C, h, w) each; every sample with its own coefficients."""
+    latents = torch.cat([sample.latents for sample in batch])
+    sigma, a, b, c = (_column(rows, name, latents) for name in ("sigma", "a", "b", "c"))
+    clean = latents - sigma * velocity
+    following = a * latents + b * clean
+    if any(row.c for row in rows):
+        following = following + c * torch.cat([sample.clean for sample in batch])
+    return following, clean
 
 
 def _column(rows: Sequence[Row], name: str, like: Tensor) -> Tensor:
@@ -166,21 +272,18 @@ def _column(rows: Sequence[Row], name: str, like: Tensor) -> Tensor:
     return values.to(like.device, torch.float32).view(-1, 1, 1, 1)
 
 
-def _share(samples: Sequence[Sample], stage: str, started: float) -> None:
-    """Adds the wall-clock milliseconds since `started` to a stage of every sample in the batch."""
-    if samples and samples[0].latents.device.type == "cuda":
-        torch.cuda.synchronize(samples[0].latents.device)
-    elapsed = (time.perf_counter() - started) * 1000
-    for sample in samples:
-        sample.timings_ms[stage] = sample.timings_ms.get(stage, 0.0) + elapsed
+def _event(samples: Sequence[Sample]) -> StepEvent:
+    first = samples[0]
+    clean = torch.cat([sample.clean for sample in samples])
+    return StepEvent(first.index - 1, len(first.rows), first.rows[first.index - 1].sigma, clean)
 
 
-def _info(loaded: Loaded) -> ModelInfo:
-    spec = loaded.spec
+def _info(served: Served) -> ModelInfo:
+    spec = served.spec
     return ModelInfo(
         id=spec.id,
         family=spec.family,
-        checkpoint_hash=loaded.checkpoint_hash,
+        checkpoint_hash=served.checkpoint_hash,
         nfe=evaluations(spec.sigmas, spec.guidance),
         sigmas=spec.sigmas,
         guidance=spec.guidance,

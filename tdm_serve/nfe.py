@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from tdm_serve.backends.base import Denoise
+from tdm_serve.models.routed import Route
 
 
 class CountedDenoiser:
@@ -14,6 +15,6 @@ class CountedDenoiser:
         self.denoise = denoise
         self.evaluations = 0
 
-    def __call__(self, latents: Tensor, modulation: Tensor, text: Tensor) -> Tensor:
+    def __call__(self, latents: Tensor, modulation: Tensor, text: Tensor, route: Route = ()) -> Tensor:
         self.evaluations += len(latents)
-        return self.denoise(latents, modulation, text)
+        return self.denoise(latents, modulation, text, route)

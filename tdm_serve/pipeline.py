@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from tdm_serve.core import GeneratedImage, ModelInfo, Request, StepCallback
+from tdm_serve.core import GeneratedImage, ModelInfo, Request, Shape, StepCallback
 from tdm_serve.engine import Engine
 from tdm_serve.errors import InvalidRequest, NotBuiltYet
-from tdm_serve.models.load import load
 from tdm_serve.validation import check_count, parse_size, seeds_for
 
 
@@ -23,7 +22,7 @@ class Pipeline:
     @classmethod
     def from_pretrained(
         cls,
-        model: str | Path = "default",
+        model: str | Path | Sequence[str | Path] = "default",
         *,
         device: str = "auto",
         dtype: str = "auto",
@@ -32,13 +31,14 @@ class Pipeline:
     ) -> Pipeline:
         """Loads a catalogue id, a checkpoint folder, or one version of it as FOLDER@VERSION.
 
-        device is auto, cpu, cuda or cuda:N; dtype is auto, float32, bfloat16 or float16; backend is auto, eager or
-        compiled; `engine` will name a folder that `tdm-serve export` has written. Raises UnknownModel,
+        Several versions of one base share its weights; the first is the default of a call. `Engine.load` has more
+        settings. device is auto, cpu, cuda or cuda:N; dtype is auto, float32, bfloat16 or float16; backend is auto,
+        eager or compiled; `engine` will name a folder that `tdm-serve export` has written. Raises UnknownModel,
         CheckpointError, ConfigError or BackendUnavailable.
         """
         if engine is not None:
             raise NotBuiltYet(f"engine {engine} cannot be used: exported engines arrive with `tdm-serve export`")
-        return cls(Engine(load(model, device, dtype), backend))
+        return cls(Engine.load(model, device=device, dtype=dtype, backend=backend))
 
     def __call__(
         self,
@@ -49,13 +49,16 @@ class Pipeline:
         n: int = 1,
         steps: int | None = None,
         guidance: float | None = None,
+        negative_prompt: str = "",
+        model: str = "",
         callback: StepCallback | None = None,
     ) -> list[GeneratedImage]:
         """`n` pictures for every prompt, prompt by prompt.
 
         `seed` is the first picture's; the next ones get seed + 1, ... whatever the prompt. A sequence gives one seed
-        per picture; None draws a random start. `size` is (width, height) in pixels or "WIDTHxHEIGHT". `callback`
-        gets a StepEvent after every step. Raises InvalidRequest with the offending parameter's name.
+        per picture; None draws a random start. `size` is (width, height) in pixels or "WIDTHxHEIGHT". `model` chooses
+        one of several loaded versions. `callback` gets a StepEvent after every step. Raises InvalidRequest with the
+        offending parameter's name.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts:
@@ -63,7 +66,10 @@ class Pipeline:
         width, height = self._size(size)
         seeds = _seeds(seed, len(prompts), n)
         repeated = [text for text in prompts for _ in range(n)]
-        requests = [Request(text, s, width, height, steps, guidance) for text, s in zip(repeated, seeds, strict=True)]
+        requests = [
+            Request(text, one, width, height, steps, guidance, negative_prompt, model)
+            for text, one in zip(repeated, seeds, strict=True)
+        ]
         return self.generate(requests, callback)
 
     def _size(self, size: str | tuple[int, int] | None) -> tuple[int, int]:
@@ -71,22 +77,27 @@ class Pipeline:
             return self.info.width, self.info.height
         return parse_size(size) if isinstance(size, str) else size
 
-    def check(self, request: Request) -> None:
-        """Raises InvalidRequest for anything that cannot be made as asked; runs nothing."""
-        self.engine.check(request)
+    def check(self, request: Request) -> Shape:
+        """What pictures must share to share a forward. Raises InvalidRequest for what cannot be made as asked."""
+        return self.engine.check(request)
 
     def generate(self, requests: Sequence[Request], callback: StepCallback | None = None) -> list[GeneratedImage]:
-        """One batch. All requests need the same size, steps and guidance."""
+        """The pictures of all requests, in order. Those of one shape share forwards, whatever their steps and versions.
+
+        A callback needs requests of one version, size, steps and guidance, because an event tells of all of them.
+        """
         for request in requests:
             self.check(request)
         for one, other in pairwise(requests):
-            if batch_key(one) != batch_key(other):
-                raise InvalidRequest("the requests of one batch must agree in size, steps and guidance", param="size")
+            if callback is not None and (batch_key(one), one.model) != (batch_key(other), other.model):
+                raise InvalidRequest(
+                    "with a callback, requests must agree in model, size, steps and guidance", param="size"
+                )
         return self.engine.generate(requests, callback) if requests else []
 
 
 def batch_key(request: Request) -> tuple[int, int, int | None, float | None]:
-    """What requests must share to run in one batch."""
+    """What requests must share to report their steps together."""
     return request.width, request.height, request.steps, request.guidance
 
 

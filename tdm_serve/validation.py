@@ -39,6 +39,11 @@ def seeds_for(seed: int | None, n: int, prompts: int = 1) -> list[int]:
     return list(range(seed, seed + pictures))
 
 
+def guidance_of(request: Request, info: ModelInfo) -> float:
+    """The weight that a request is made with; 1 is off."""
+    return info.guidance if request.guidance is None else request.guidance
+
+
 def check_request(request: Request, info: ModelInfo) -> None:
     """Everything but the prompt's token count, which only the tokenizer knows."""
     if not request.prompt.strip():
@@ -57,4 +62,11 @@ def check_request(request: Request, info: ModelInfo) -> None:
     if request.guidance is not None and not 0.0 <= request.guidance <= 30.0:
         raise InvalidRequest(
             f"guidance is {request.guidance}; it must be between 0 and 30, and 1 turns it off", param="guidance"
+        )
+    if request.negative_prompt and guidance_of(request, info) == 1.0:
+        asked = "of this checkpoint" if request.guidance is None else "of this request"
+        raise InvalidRequest(
+            f"negative_prompt is {request.negative_prompt!r}, but the guidance {asked} is 1, which is off, so nothing "
+            "would read it; leave it empty, or ask for another guidance",
+            param="negative_prompt",
         )

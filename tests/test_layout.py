@@ -48,7 +48,7 @@ def test_public_names_are_sorted_and_resolve() -> None:
 
 def test_all_holds_what_installs_without_a_gpu(project: dict[str, Any]) -> None:
     extras = project["project"]["optional-dependencies"]
-    names = {"demo", "finetune", "kernels", "onnx", "serve"}
+    names = {"demo", "finetune", "kernels", "onnx", "serve", "tracing"}
     assert extras["all"] == [f"tdm-serve[{','.join(sorted(names))}]"]
     assert set(extras) == names | {"all", "onnx-gpu", "tensorrt", "test"}
 

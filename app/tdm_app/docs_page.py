@@ -42,21 +42,32 @@ def docs_page(document: Json, base_url: str) -> str:
 def _endpoint(document: Json, method: str, path: str, endpoint: Json, base_url: str) -> str:
     parts = [f"<section><h2><code>{method} {escape(path)}</code></h2><p>{_prose(endpoint.get('description', ''))}</p>"]
     body = _schema_of(document, endpoint.get("requestBody"))
-    parts.append(f"<pre>{escape(_curl(base_url + path, body))}</pre>")
+    parts.append(f"<pre>{escape(_curl(method, base_url + path, body))}</pre>")
+    if "parameters" in endpoint:
+        parts.append(f"<h3>Parameters</h3>{_parameters(document, endpoint['parameters'])}")
     if body is not None:
         parts.append(f"<h3>Request, JSON</h3>{_table(document, body)}")
-    answer = _schema_of(document, endpoint["responses"].get("200"))
+    good = next(response for status, response in endpoint["responses"].items() if status.startswith("2"))
+    answer = _schema_of(document, good)
     if answer is not None:
         parts.append(f"<h3>Answer, JSON</h3>{_table(document, answer)}")
+    events = good.get("content", {}).get("text/event-stream", {})
+    parts += [f"<h3>Answer, events</h3><p>{_prose(schema['description'])}</p>" for schema in events.values()]
     return "".join(parts) + "</section>"
 
 
-def _curl(url: str, body: Json | None) -> str:
-    """A command that works as it stands; required fields have their examples from the schema."""
+def _curl(method: str, url: str, body: Json | None) -> str:
+    """A command that works as it stands but for ids; required fields have their examples from the schema."""
     if body is None:
-        return f"curl '{url}'"
-    example = {name: body["properties"][name]["examples"][0] for name in body.get("required", ())}
+        return f"curl '{url}'" if method == "GET" else f"curl -X {method} '{url}'"
+    example = {name: body["properties"][name].get("examples", [name.upper()])[0] for name in body.get("required", ())}
     return f"curl '{url}' -H 'content-type: application/json' -d '{json.dumps(example)}'"
+
+
+def _parameters(document: Json, parameters: list[Json]) -> str:
+    """The table of what goes into the address and the headers."""
+    fields = {one["name"]: one["schema"] | {"description": f"In the {one['in']}."} for one in parameters}
+    return _table(document, {"properties": fields})
 
 
 def _schema_of(document: Json, holder: Json | None) -> Json | None:
@@ -85,10 +96,18 @@ def _rows(document: Json, schema: Json, prefix: str) -> list[str]:
     for name, field in cast("dict[str, Json]", schema["properties"]).items():
         kind = escape(_type(document, field))
         rows.append(f"<tr><td><code>{escape(prefix + name)}</code></td><td>{kind}</td><td>{_meaning(field)}</td></tr>")
-        item = field.get("items", field)
-        if "$ref" in item:
-            rows += _rows(document, _resolve(document, item), f"{prefix}{name}{'[]' if 'items' in field else ''}.")
+        inner = _object_in(document, field)
+        if inner is not None:
+            rows += _rows(document, inner, f"{prefix}{name}{'[]' if 'items' in field else ''}.")
     return rows
+
+
+def _object_in(document: Json, field: Json) -> Json | None:
+    """The object that a field is, may be (beside null), or is a list of."""
+    item = field.get("items", field)
+    referring = [option for option in (item, *item.get("anyOf", ())) if "$ref" in option]
+    found = _resolve(document, referring[0]) if referring else {}
+    return found if "properties" in found else None
 
 
 def _meaning(field: Json) -> str:

@@ -1,30 +1,43 @@
-"""Pictures to bytes to base64, off the event loop: compressing a large picture takes longer than most requests wait."""
+"""Pictures to files to base64. To be called off the event loop: compressing takes longer than most requests wait."""
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import io
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from tdm_app.schemas import OutputFormat
 from tdm_serve import GeneratedImage
 
+if TYPE_CHECKING:
+    from PIL import Image
 
-async def encode_all(pictures: Sequence[GeneratedImage], output_format: OutputFormat, quality: int) -> list[str]:
-    """Base64 of every picture, in order. `quality` (0..100) is for jpeg and webp."""
-    tasks = (asyncio.to_thread(_base64, picture, output_format, quality) for picture in pictures)
-    return await asyncio.gather(*tasks)
+FAST = 1  # zlib's level for pictures that are looked at for a moment
 
 
 def encode(picture: GeneratedImage, output_format: OutputFormat, quality: int) -> bytes:
-    """One picture as a file. Only png carries the recipe."""
-    if output_format == "png":
-        return picture.png()
+    """A finished picture as a file. `quality` (0..100) is for jpeg and webp. Only png carries the recipe."""
+    return picture.png() if output_format == "png" else _compressed(picture.image, output_format, quality)
+
+
+def encode_preview(image: Image.Image, size: tuple[int, int], output_format: OutputFormat, quality: int) -> bytes:
+    """A predicted picture as a file of the final size (width, height)."""
+    from PIL import Image
+
+    full = image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
+    if output_format != "png":
+        return _compressed(full, output_format, quality)
     buffer = io.BytesIO()
-    picture.image.convert("RGB").save(buffer, format=output_format, quality=quality)
+    full.save(buffer, format="PNG", compress_level=FAST)
     return buffer.getvalue()
 
 
-def _base64(picture: GeneratedImage, output_format: OutputFormat, quality: int) -> str:
-    return base64.b64encode(encode(picture, output_format, quality)).decode("ascii")
+def text_of(file: bytes) -> str:
+    """Base64 of a file."""
+    return base64.b64encode(file).decode("ascii")
+
+
+def _compressed(image: Image.Image, output_format: OutputFormat, quality: int) -> bytes:
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, format=output_format, quality=quality)
+    return buffer.getvalue()

@@ -7,8 +7,9 @@ The body is always `{"error": {"message", "type", "param", "code"}}` with all fo
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -18,13 +19,30 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from tdm_app.wording import first_problem
-from tdm_serve.errors import EngineClosed, InvalidRequest, PromptTooLong, UnknownModel
+from tdm_serve.errors import (
+    Cancelled,
+    DeadlinePassed,
+    DeadlineUnreachable,
+    EngineClosed,
+    EngineFailed,
+    InvalidRequest,
+    OutOfDeviceMemory,
+    OutputError,
+    Overloaded,
+    PictureFailed,
+    PromptTooLong,
+    TdmServeError,
+    UnknownModel,
+)
 
 log = logging.getLogger(__name__)
 
 # What the engine calls a field, where the API has another name for it.
 PARAMS = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
-CLIENT, SERVER = "invalid_request_error", "server_error"
+CLIENT, RATE, SERVER = "invalid_request_error", "rate_limit_error", "server_error"
+CLIENT_GONE = 499  # nobody reads it; the access log and the metrics show it
+SOON = {"retry-after-ms": "1000", "retry-after": "1"}
+NO_RETRY = {"x-should-retry": "false"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +55,40 @@ class Kind:
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
+class NotFound(TdmServeError):
+    """Something that is asked for by its id and is not there, or not this client's."""
+
+
+class AlreadyFinished(TdmServeError):
+    """A job that can no longer be cancelled."""
+
+
+class ClientGone(TdmServeError):
+    """The client closed the connection before its answer was there."""
+
+
 # The nearest class in an exception's ancestry decides. `Exception` catches the rest, with no detail to the client.
 TABLE: dict[type[BaseException], Kind] = {
     InvalidRequest: Kind(400, CLIENT, "invalid_value"),
     PromptTooLong: Kind(400, CLIENT, "prompt_too_long"),
     UnknownModel: Kind(404, CLIENT, "model_not_found"),
-    EngineClosed: Kind(503, SERVER, "unavailable", {"retry-after": "1"}),
+    NotFound: Kind(404, CLIENT, "not_found"),
+    AlreadyFinished: Kind(409, CLIENT, "already_finished", NO_RETRY),
+    Overloaded: Kind(429, RATE, "overloaded"),
+    DeadlineUnreachable: Kind(429, RATE, "deadline_unreachable", NO_RETRY),
+    ClientGone: Kind(CLIENT_GONE, CLIENT, "client_gone"),
+    Cancelled: Kind(CLIENT_GONE, CLIENT, "cancelled", NO_RETRY),
+    PictureFailed: Kind(500, SERVER, "picture_failed"),
+    OutOfDeviceMemory: Kind(503, SERVER, "out_of_memory", SOON),
+    EngineFailed: Kind(503, SERVER, "engine_failed", SOON),
+    EngineClosed: Kind(503, SERVER, "unavailable", SOON),
+    OutputError: Kind(503, SERVER, "storage_failed", SOON),
+    DeadlinePassed: Kind(504, SERVER, "deadline_passed", NO_RETRY),
     Exception: Kind(500, SERVER, "internal_error"),
 }
 # Answers that the framework gives by itself, such as an unknown path.
 HTTP_CODES = {400: "invalid_body", 404: "not_found", 405: "method_not_allowed"}
+STORAGE = "the service cannot write its state; its log says why"
 INTERNAL = "something went wrong in the server; its log has the details under this answer's x-request-id"
 
 
@@ -74,12 +116,35 @@ def kind_of(error: BaseException) -> Kind:
 def problem_of(error: Exception) -> Problem:
     """What the client is told. Only errors that are in the table by name show their message."""
     kind = kind_of(error)
-    if kind is TABLE[Exception]:
-        return Problem(kind, INTERNAL)
-    param = error.param if isinstance(error, InvalidRequest) else None
-    if isinstance(error, UnknownModel):
-        param = "model"
-    return Problem(kind, str(error), PARAMS.get(param, param) if param else None)
+    if for_the_log(error):
+        return Problem(kind, STORAGE if isinstance(error, OutputError) else INTERNAL)
+    if isinstance(error, Overloaded):
+        kind = replace(kind, headers={**retry_headers(error.retry_after_ms), **kind.headers})
+    return Problem(kind, str(error), _param(error))
+
+
+def for_the_log(error: BaseException) -> bool:
+    """Whether an error's own words are for the operator only; whoever answers with it has to log it."""
+    return kind_of(error) in (TABLE[Exception], TABLE[OutputError])  # a Kind has no hash
+
+
+def retry_headers(retry_after_ms: float) -> dict[str, str]:
+    """When to come back, for OpenAI's clients in milliseconds and for everybody in whole seconds, both rounded up."""
+    wait_ms = max(1, math.ceil(retry_after_ms))
+    return {"retry-after-ms": str(wait_ms), "retry-after": str(math.ceil(wait_ms / 1000))}
+
+
+def _param(error: Exception) -> str | None:
+    """The API's name of the field that an error is about."""
+    match error:
+        case InvalidRequest(param=str(name)):
+            return PARAMS.get(name, name)
+        case UnknownModel():
+            return "model"
+        case DeadlineUnreachable() | DeadlinePassed():
+            return "deadline_ms"
+        case _:
+            return None
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -104,8 +169,12 @@ async def _on_validation(_request: Request, error: Exception) -> JSONResponse:
 async def _on_http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     status = error.status_code
-    kind = Kind(status, SERVER if status >= 500 else CLIENT, _http_code(status), error.headers or {})
+    kind = Kind(status, _http_type(status), _http_code(status), error.headers or {})
     return Problem(kind, _http_message(request, status, error.detail)).response()
+
+
+def _http_type(status: int) -> str:
+    return SERVER if status >= 500 else RATE if status == 429 else CLIENT
 
 
 def _http_code(status: int) -> str:

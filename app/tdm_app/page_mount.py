@@ -24,7 +24,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tdm_app.page import build_page
+from tdm_app.page import CSS, SCRIPT, build_page
 from tdm_app.service import Service
 from tdm_serve.errors import MissingExtra
 
@@ -100,10 +100,11 @@ def mount_page(app: FastAPI, service: Service) -> contextlib.AbstractAsyncContex
         return contextlib.nullcontext()
     _use_private_cache()
     gr: Any = importlib.import_module("gradio")
-    host = FastAPI(openapi_url=None)
+    host, page = FastAPI(openapi_url=None), build_page(service, getattr(app.state, "limiter", None))
+    script = f"<script>{SCRIPT.read_text(encoding='utf-8')}</script>"
     gr.mount_gradio_app(
-        host, build_page(service), path="/", footer_links=[], run_history=False, show_error=False, ssr_mode=False,
-        enable_monitoring=False, pwa=False, mcp_server=False, theme=_theme(gr),
+        host, page, path="/", footer_links=[], run_history=False, show_error=False, ssr_mode=False,
+        enable_monitoring=False, pwa=False, mcp_server=False, theme=_theme(gr), css_paths=CSS, head=script,
     )  # fmt: skip
     app.router.default = PageFallback(host, app.router.not_found, service.stopping)
     return _lifespan(host)
@@ -125,10 +126,10 @@ async def _lifespan(host: FastAPI) -> AsyncGenerator[None]:
 
 
 def _theme(gr: Any) -> Any:
-    """Gradio's default look with the system's own fonts, so that nothing is fetched."""
+    """A quiet look with the system's own fonts, so that nothing is fetched."""
     sans = [gr.themes.Font(name) for name in ("system-ui", "sans-serif")]
     mono = [gr.themes.Font(name) for name in ("ui-monospace", "monospace")]
-    return gr.themes.Default(font=sans, font_mono=mono)
+    return gr.themes.Default(primary_hue="indigo", neutral_hue="zinc", radius_size="md", font=sans, font_mono=mono)
 
 
 @functools.cache

@@ -10,6 +10,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tdm_app.errors import problem_of
+from tdm_app.logs import request_id as current_id
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class RequestId:
                 MutableHeaders(scope=message)[HEADER] = name
             await send(message)
 
+        token = current_id.set(name)
         try:
             await self.app(scope, receive, stamped)
         except Exception as error:
@@ -44,6 +46,8 @@ class RequestId:
             if started:
                 raise  # too late for an answer; the server has to cut the connection
             await problem_of(error).response()(scope, receive, stamped)
+        finally:
+            current_id.reset(token)
 
 
 def request_id(wanted: str) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import importlib.util
 import ipaddress
 import logging
 import signal
@@ -17,55 +16,91 @@ from collections.abc import Generator
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from tdm_serve.errors import ConfigError, MissingExtra, PortInUse
+from tdm_app.settings import Settings
+from tdm_app.state import State
+from tdm_serve.errors import ConfigError, PortInUse
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from tdm_serve import AsyncEngine
+
 log = logging.getLogger(__name__)
 
-PACKAGES = ("fastapi", "pydantic", "uvicorn")
-GRACE_S = 30  # for requests that run when the signal comes; pictures take far less
+GRACE_S = 5  # for connections that are still open when all requests have been finished or given up
 
 
-def run_server(
-    *,
-    model: str,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    device: str = "auto",
-    dtype: str = "auto",
-    backend: str = "auto",
-    max_batch: int = 8,
-    page: bool = True,
-) -> int:
-    """Serves until a signal comes; 0 then. Port 0 takes any free one. Raises TdmServeError where it cannot start."""
-    if any(importlib.util.find_spec(name) is None for name in PACKAGES):
-        raise MissingExtra("the HTTP service", "serve")
-    with contextlib.suppress(_Stopped), _stop_on_signals(), contextlib.closing(listen(host, port)) as listener:
-        from tdm_app.api import create_app
-        from tdm_serve import AsyncEngine, Pipeline
+def run_server(settings: Settings) -> int:
+    """Serves until a signal comes; 0 then. Port 0 takes any free one. Raises TdmServeError where it cannot start.
 
-        pipeline = Pipeline.from_pretrained(model, device=device, dtype=dtype, backend=backend)
-        app = create_app(AsyncEngine(pipeline, max_batch=max_batch), page=page)
-        _warn_if_open(listener.getsockname()[0])
-        sys.stdout.write(f"{announcement(pipeline.info.id, listener, page)}\n")
-        sys.stdout.flush()
-        _serve(app, listener)
+    What can be found wrong is found in the order of its price: the port, the state, the model.
+    """
+    from tdm_app.logs import configure_logs
+
+    configure_logs(settings.log_format, settings.log_level)
+    with (
+        contextlib.suppress(_Stopped),
+        _stop_on_signals(),
+        contextlib.closing(listen(settings.host, settings.port)) as listener,
+    ):
+        settings = settings.bound_to(is_loopback(listener.getsockname()[0]))
+        with contextlib.closing(State(settings.state_dir)) as state:
+            _warn(settings, state)
+            _serve_models(settings, state, listener)
     return 0
 
 
-def _serve(app: FastAPI, listener: socket.socket) -> None:
+def _serve_models(settings: Settings, state: State, listener: socket.socket) -> None:
+    from tdm_app.api import create_app
+
+    engine = engine_of(settings)
+    app = create_app(engine, settings, state=state, page=settings.page)
+    sys.stdout.write(f"{announcement(', '.join(engine.infos), listener, settings.page)}\n")
+    sys.stdout.flush()
+    _serve(app, listener, settings.drain_s)
+
+
+def engine_of(settings: Settings) -> AsyncEngine:
+    """The models of the settings, loaded, behind a queue. Raises TdmServeError for what cannot be served."""
+    from tdm_serve import AsyncEngine
+    from tdm_serve.engine import Engine
+    from tdm_serve.scheduler import Policy
+    from tdm_serve.validation import parse_size
+
+    engine = Engine.load(
+        settings.model,
+        device=settings.device,
+        dtype=settings.dtype,
+        backend=settings.backend,
+        adapters=settings.adapters,
+        strict=settings.strict,
+        memory_mb=settings.memory_mb,
+        cache_mb=settings.cache_mb,
+    )
+    return AsyncEngine(
+        engine,
+        policy=Policy(max_waiting=settings.max_waiting, max_wait_ms=settings.max_wait_s * 1000),
+        max_batch=settings.max_batch,
+        profile=settings.state_dir,
+        warm=[parse_size(size) for size in settings.warm],
+    )
+
+
+def _serve(app: FastAPI, listener: socket.socket, drain_s: float) -> None:
     """Runs the app until a signal or a failed start of the engine, whose error it raises."""
     import uvicorn
 
+    from tdm_app.drain import Drain
     from tdm_app.service import Service
 
     service: Service = app.state.service
+    drain: Drain = app.state.drain
 
     class Server(uvicorn.Server):
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             service.stopping.set()
+            if service.failure is None and not await drain.finish(drain_s):
+                log.warning("%d requests were not finished within %g s", drain.running, drain_s)
             await super().shutdown(sockets)
 
     config = uvicorn.Config(
@@ -76,6 +111,14 @@ def _serve(app: FastAPI, listener: socket.socket) -> None:
     server.run(sockets=[listener])
     if service.failure is not None:
         raise service.failure
+
+
+def _warn(settings: Settings, state: State) -> None:
+    """Says what an operator may not have meant: an open door, or one that nobody has a key for."""
+    if settings.auth == "off" and settings.allow_open:
+        log.warning("there is no authentication: everybody who can reach %s can make pictures here", settings.host)
+    if settings.auth == "on" and settings.admin_key is None and not state.has_keys():
+        log.warning("no API key is in use, so nobody is let in; `tdm-serve keys create NAME` makes one")
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -103,9 +146,9 @@ def _cannot_listen(host: str, port: int, error: OSError) -> NoReturn:
     raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
 
 
-def _warn_if_open(host: str) -> None:
-    if not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
-        log.warning("there is no authentication: everybody who can reach %s can make pictures here", host)
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach an address."""
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
 def announcement(model: str, listener: socket.socket, page: bool) -> str:

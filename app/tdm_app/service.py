@@ -1,4 +1,4 @@
-"""One engine and the state of its start: what the routes and the page share.
+"""One engine, its state and the state of its start: what the routes and the page share.
 
 The engine warms up in the background, so that liveness probes are answered while it does; whoever asks for
 a picture before it is warm waits for it.
@@ -10,22 +10,34 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
+from starlette.requests import HTTPConnection
+
+from tdm_app.feedback import Feedback
+from tdm_app.settings import Settings
+from tdm_app.state import State
+from tdm_app.store import MIB, Store
 from tdm_serve import AsyncEngine, GeneratedImage, ModelInfo
-from tdm_serve.core import Request
-from tdm_serve.errors import EngineClosed, UnknownModel
+from tdm_serve.core import Request, Terms
+from tdm_serve.errors import EngineClosed
+from tdm_serve.ticket import Ticket
 
 log = logging.getLogger(__name__)
 
 DID_NOT_START = "the model did not start; the server's log says why"
+PLAIN = Terms()
 
 
 class Service:
     """`on_failure` is called when the engine could not start; `failure` then holds the reason."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, settings: Settings, state: State) -> None:
         self.engine = engine
+        self.settings = settings
+        self.state = state
+        self.store = Store(state.folder, settings.store_mb * MIB)
+        self.feedback = Feedback(state, settings)
         self.created = int(time.time())
         self.failure: Exception | None = None
         self.on_failure: Callable[[], None] = _nothing
@@ -34,16 +46,21 @@ class Service:
 
     @property
     def info(self) -> ModelInfo:
+        """The default model."""
         return self.engine.info
+
+    @property
+    def infos(self) -> Mapping[str, ModelInfo]:
+        """All served models by id, the default first."""
+        return self.engine.infos
 
     @property
     def ready(self) -> bool:
         return self.engine.ready
 
-    def must_be(self, model: str | None) -> None:
-        """Raises UnknownModel unless `model` is the loaded one; None means whatever is loaded."""
-        if model is not None and model != self.info.id:
-            raise UnknownModel(f"model {model!r} is not loaded; allowed: {self.info.id!r}")
+    def base_url(self, connection: HTTPConnection) -> str:
+        """Where links begin: the address that was set, or the one at which the client reached us."""
+        return (self.settings.public_url or str(connection.base_url)).rstrip("/")
 
     def must_be_ready(self) -> None:
         """Raises EngineClosed unless a request would be served at once."""
@@ -52,11 +69,19 @@ class Service:
         if not self.engine.ready:
             raise EngineClosed("the model is warming up, or the service is stopping")
 
-    async def generate(self, requests: Sequence[Request]) -> list[GeneratedImage]:
-        """Pictures in the order of the requests, in batches shared with other callers. Raises InvalidRequest."""
+    async def submit(self, requests: Sequence[Request], terms: Terms = PLAIN, *, previews: bool = False) -> Ticket:
+        """Hands pictures to the engine, after its start. Raises what the engine raises at once: Overloaded, ..."""
         if not self.engine.ready:
-            await self._started()
-        return await self.engine.generate(requests)
+            await self.started()
+        return self.engine.submit(requests, terms, previews=previews)
+
+    async def generate(self, requests: Sequence[Request], terms: Terms = PLAIN) -> list[GeneratedImage]:
+        """Pictures in the order of the requests, in batches shared with other callers. Raises InvalidRequest, ..."""
+        ticket = await self.submit(requests, terms)
+        try:
+            return await ticket.result()
+        finally:
+            ticket.cancel()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
@@ -77,7 +102,7 @@ class Service:
             log.error("the engine did not start: %s", error, exc_info=error)
             self.on_failure()
 
-    async def _started(self) -> None:
+    async def started(self) -> None:
         """Waits for the start. Shielded: a caller that gives up must not cancel everybody's engine."""
         if self._start is None:
             raise EngineClosed("the service is not running; enter the lifespan of the app first")

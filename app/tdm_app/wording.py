@@ -34,6 +34,8 @@ def first_problem(errors: Sequence[Mapping[str, Any]]) -> tuple[str, str, str | 
     if not field:
         return "invalid_body", 'the body must be a JSON object, such as {"prompt": "two red circles"}', None
     code = "invalid_type" if name.endswith("_type") else CODES.get(name, "invalid_value")
+    if code == "prompt_too_long" and not field.endswith("prompt"):
+        code = "invalid_value"
     return code, _sentence(name, field, error), field
 
 

@@ -63,6 +63,11 @@ STAGES: dict[str, Stage] = {
         "tdm_finetune.assemble:assemble",
         "put trained parts together as a checkpoint",
     ),
+    "preview": Stage(
+        "tdm_finetune.preview_fit:PreviewConfig",
+        "tdm_finetune.preview_fit:train",
+        "fit the colours of a checkpoint's previews",
+    ),
 }
 
 

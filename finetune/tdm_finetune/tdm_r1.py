@@ -41,7 +41,7 @@ class TdmR1Config(SurrogateConfig):
 
     run: Path = Path("runs/tdm-r1")
     checkpoint: str = "default-tdm"
-    reward: str = "scenes"  # names with weights: "scenes:1.0,jpeg:0.2"
+    reward: str | None = None  # names with weights: "scenes:1.0,jpeg:0.2"; none: scenes or, with feedback, nothing else
     reward_workers: int = 1
     reward_timeout_s: float = 120.0
     feedback: Path | None = None  # people's ratings (JSON lines): the surrogate learns from them instead of the reward
@@ -67,6 +67,12 @@ class TdmR1Config(SurrogateConfig):
         if self.micro_batch and self.micro_batch % self.group:
             raise ValueError(f"micro_batch is {self.micro_batch}; it must hold whole groups of {self.group}")
 
+    def rewards(self) -> RewardPool | None:
+        """The reward's workers, which also refuse an unknown name; None where people's ratings are the only reward."""
+        if self.reward is None and self.feedback is not None:
+            return None
+        return RewardPool(self.reward or "scenes", workers=self.reward_workers, timeout_s=self.reward_timeout_s)
+
 
 class Rewards(Protocol):
     """Answers batches of pictures beside the trainer; `RewardPool` in real runs."""
@@ -81,7 +87,8 @@ class Rewards(Protocol):
 class Reinforcement:
     """The student, the surrogate reward, the reward itself, and the three optimisers."""
 
-    def __init__(self, config: TdmR1Config, student: Student, rewards: Rewards) -> None:
+    def __init__(self, config: TdmR1Config, student: Student, rewards: Rewards | None) -> None:
+        """`rewards` of None needs `config.feedback`."""
         self.config, self.student, self.rewards = config, student, rewards
         self.groups, self.clock = config.groups, Clock()
         self.fake_warmup = 0 if config.start is not None else config.fake_warmup
@@ -114,14 +121,9 @@ class Reinforcement:
             for _ in range(0 if self.direct else config.fake_updates):
                 scalars |= self.fake.phase(batch, factor, lambda c, part: student.fake_terms(part, trajectory.part(c)))
         with self.clock("reward"):  # what is left to wait for
-            advantage, notes = self.advantages(rewards())
+            judged, advantage, notes = self.judged(batch, trajectory, rewards)
         if step >= self.fake_warmup:
             with self.clock("surrogate"):
-                judged = trajectory
-                if self.replay is not None:
-                    judged, ratings = self.replay.trajectory(batch)
-                    advantage, rated = self.advantages(ratings)
-                    notes |= {f"rated_{name}": value for name, value in rated.items()}
                 scalars |= self.preference.phase(
                     batch, factor, lambda c, part: self.surrogate.terms(part, judged.part(c), advantage[c])
                 )
@@ -134,8 +136,24 @@ class Reinforcement:
             student.average.update(step)
         return scalars | notes | self.clock.take()
 
-    def ask(self, batch: Batch, trajectory: Trajectory) -> Callable[[], Tensor]:
+    def judged(
+        self, batch: Batch, trajectory: Trajectory, rewards: Callable[[], Tensor] | None
+    ) -> tuple[Trajectory, Tensor, dict[str, float]]:
+        """What the surrogate learns from, with its advantages (B,): the rollouts, or the pictures that people rated."""
+        notes: dict[str, float] = {}
+        if rewards is not None:
+            advantage, notes = self.advantages(rewards())
+            if self.replay is None:
+                return trajectory, advantage, notes
+        assert self.replay is not None
+        replayed, ratings = self.replay.trajectory(batch)
+        advantage, rated = self.advantages(ratings)
+        return replayed, advantage, notes | {f"rated_{name}": value for name, value in rated.items()}
+
+    def ask(self, batch: Batch, trajectory: Trajectory) -> Callable[[], Tensor] | None:
         """Hands the decoded pictures to the reward's workers, part by part; the result waits for all (B,)."""
+        if self.rewards is None:
+            return None
         futures = [
             self.rewards.submit(
                 self.student.trainee.decode(trajectory.states[-1, chosen]),
@@ -190,7 +208,8 @@ class Reinforcement:
         self.preference.load(state["surrogate_optimizer"])
 
     def close(self) -> None:
-        self.rewards.close()
+        if self.rewards is not None:
+            self.rewards.close()
 
 
 def train(config: TdmR1Config) -> Path:
@@ -204,5 +223,5 @@ def dry_run(config: TdmR1Config) -> str:
 
 
 def _reinforcement(config: TdmR1Config) -> Reinforcement:
-    pool = RewardPool(config.reward, workers=config.reward_workers, timeout_s=config.reward_timeout_s)  # may refuse
-    return Reinforcement(config, make_student(config), pool)
+    rewards = config.rewards()  # first: it may refuse
+    return Reinforcement(config, make_student(config), rewards)

@@ -1,4 +1,7 @@
-"""The denoiser under torch.compile: one compilation per shape, then faster steps."""
+"""The denoiser under torch.compile: one compilation per shape and version, then faster steps.
+
+A batch of several versions runs one forward a version: compiled together, every mixture would be a compilation.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from tdm_serve.backends.base import Denoise
+from tdm_serve.backends.base import Denoise, by_version
 from tdm_serve.errors import BackendUnavailable
+from tdm_serve.models.routed import Route
 
 
 def create(denoiser: nn.Module) -> Denoise:
@@ -22,12 +26,14 @@ def create(denoiser: nn.Module) -> Denoise:
     compiled = cast(Denoise, torch.compile(denoiser, dynamic=False))
     seen: set[tuple[torch.Size, torch.Size]] = set()
 
-    def denoise(latents: Tensor, modulation: Tensor, text: Tensor) -> Tensor:
+    def denoise(latents: Tensor, modulation: Tensor, text: Tensor, route: Route = ()) -> Tensor:
+        if len(route) > 1:
+            return by_version(denoise, latents, modulation, text, route)
         shapes = latents.shape, text.shape
         if shapes not in seen:
             # Rotary tables are complex-valued to build, which the compiler cannot: one eager call stores them.
-            denoiser(latents, modulation, text)
+            denoiser(latents, modulation, text, route)
             seen.add(shapes)
-        return compiled(latents, modulation, text)
+        return compiled(latents, modulation, text, route)
 
     return denoise

@@ -35,10 +35,12 @@ class Command(NamedTuple):
 COMMANDS: dict[str, Command] = {
     "generate": Command("tdm_serve.cli.generate", "make pictures from prompts"),
     "serve": Command("tdm_serve.cli.serve", "serve the OpenAI images API and a web page"),
+    "keys": Command("tdm_app.keys_cli", "make, list and revoke API keys of a service"),
+    "feedback": Command("tdm_app.feedback_cli", "export or delete what people think of pictures"),
     "models": Command("tdm_serve.cli.models", "list the models that have a name"),
     "finetune": Command("tdm_finetune.cli", "train a part of a model, or distil it to few steps"),
     "eval": Command("tdm_finetune.evaluate_cli", "score a checkpoint on the synthetic world's prompts"),
-    "convert": Command("tdm_serve.cli.convert", "write a plain diffusers folder with the adapter fused"),
+    "convert": Command("tdm_serve.cli.convert", "write a checkpoint or an adapter as stock diffusers loads it"),
     "export": Command("tdm_serve.cli.export", "export a checkpoint to ONNX, TensorRT or a compiled package"),
 }
 
@@ -50,6 +52,7 @@ EXTRA_OF = {
     "onnxruntime": "onnx",
     "onnxscript": "onnx",
     "pydantic": "serve",
+    "pydantic_settings": "serve",
     "python_multipart": "serve",
     "scipy": "finetune",
     "starlette": "serve",

@@ -1,81 +1,38 @@
-"""LoRA adapters in diffusers' file format: reading, checking, fusing into a base."""
+"""A version's adapters, read and checked against its base, as one; and how they get into the weights."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+import logging
+from collections.abc import Sequence
 
 import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
-from tdm_serve.errors import CheckpointError
+from tdm_serve.models.lora import Base, Lora, Stated, base_of, combined, read_lora
+from tdm_serve.models.spec import Adapter
 
-PREFIX = "transformer."
-UNREAD = ("alpha_pattern", "rank_pattern", "use_rslora")  # PEFT settings that would change the scale
-METADATA_KEY = "lora_adapter_metadata"  # where diffusers keeps the PEFT config of a LoRA file
+logger = logging.getLogger(__name__)
 
 
-def read_lora(path: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:
-    """(module name -> (A (r, in), B (out, r)), alpha / r) of a LoRA file; the scale travels in its metadata."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-            metadata: Mapping[str, str] = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"adapter {path} cannot be read: {error}") from error
-    pairs = {name: _pair(tensors, name, path) for name in sorted({_module_name(key, path) for key in tensors})}
-    if not pairs:
-        raise CheckpointError(f"adapter {path} holds no LoRA weights")
-    return pairs, _scale(metadata, pairs, path)
-
-
-def _module_name(key: str, path: Path) -> str:
-    for ending in (".lora_A.weight", ".lora_B.weight"):
-        if key.startswith(PREFIX) and key.endswith(ending):
-            return key.removeprefix(PREFIX).removesuffix(ending)
-    raise CheckpointError(f"adapter {path} holds {key!r}, which is no {PREFIX}*.lora_A or lora_B weight")
-
-
-def _pair(tensors: Mapping[str, Tensor], name: str, path: Path) -> tuple[Tensor, Tensor]:
-    try:
-        return tensors[f"{PREFIX}{name}.lora_A.weight"], tensors[f"{PREFIX}{name}.lora_B.weight"]
-    except KeyError as error:
-        raise CheckpointError(f"adapter {path} lacks {error}") from error
-
-
-def _scale(metadata: Mapping[str, str], pairs: Mapping[str, tuple[Tensor, Tensor]], path: Path) -> float:
-    """alpha / r from the file's metadata; without metadata alpha equals r, as diffusers assumes."""
-    rank = next(iter(pairs.values()))[0].shape[0]
-    try:
-        settings: dict[str, Any] = json.loads(metadata.get(METADATA_KEY, "{}"))
-        alpha = float(settings.get(f"{PREFIX}lora_alpha", rank))
-        unread = [key for key in UNREAD if settings.get(PREFIX + key)]
-    except (AttributeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"adapter {path} has unusable metadata: {error!r}") from error
-    if unread or any(a.shape[0] != rank or b.shape[1] != rank for a, b in pairs.values()):
-        raise CheckpointError(
-            f"adapter {path} scales its modules differently ({', '.join(unread) or 'several ranks'}); "
-            "one rank and one alpha for all are read"
-        )
-    return alpha / rank
+def read_adapters(adapters: Sequence[Adapter], base: Base) -> Lora | None:
+    """What a version adds to its base, of several adapters the sum; None for the base itself."""
+    if not adapters:
+        return None
+    loras = [
+        (read_lora(one.path, base, one.format, Stated(one.rank, one.alpha, one.targets)), one.scale) for one in adapters
+    ]
+    for warning in dict.fromkeys(warning for lora, _ in loras for warning in lora.warnings):
+        logger.warning("%s", warning)
+    return combined(loras)
 
 
 @torch.no_grad()
-def fuse_lora(model: nn.Module, path: Path) -> int:
-    """Adds alpha / r * B A to each named linear of `model`, in float32; returns how many modules changed."""
-    pairs, scale = read_lora(path)
-    for name, (a, b) in pairs.items():
-        try:
-            weight = model.get_parameter(f"{name}.weight")
-        except AttributeError as error:
-            raise CheckpointError(f"adapter {path} names {name}, which the base does not have") from error
-        if (b.shape[0], a.shape[1]) != tuple(weight.shape):
-            raise CheckpointError(
-                f"adapter {path} changes {name} by {(b.shape[0], a.shape[1])}, but the base has {tuple(weight.shape)}"
-            )
-        delta = scale * (b.to(weight.device, torch.float32) @ a.to(weight.device, torch.float32))
-        weight.copy_((weight.float() + delta).to(weight.dtype))
-    return len(pairs)
+def fuse_adapters(model: nn.Module, adapters: Sequence[Adapter], name: str = "the model") -> int:
+    """Adds alpha / r * B A to each adapted weight of `model`, in float32; returns how many weights changed."""
+    lora = read_adapters(adapters, base_of(model, name))
+    if lora is None:
+        return 0
+    for module, delta in lora.modules.items():
+        weight = model.get_parameter(f"{module}.weight")
+        weight.copy_(delta.added_to(weight))
+    return len(lora.modules)

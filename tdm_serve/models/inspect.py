@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from tdm_serve.errors import CheckpointError
 from tdm_serve.files import sha256
-from tdm_serve.models.spec import ModelSpec
+from tdm_serve.models.lora.files import adapter_parts
+from tdm_serve.models.spec import Adapter, ModelSpec
 
 PICKLES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
 COMPONENTS = ("transformer", "vae", "text_encoder")
@@ -20,16 +22,30 @@ WEIGHTS = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_m
 
 def weight_files(spec: ModelSpec) -> list[Path]:
     """Every weight file of a version, checked; sharded components list all of their shards."""
+    return [*base_files(spec), *adapter_files(spec)]
+
+
+def base_files(spec: ModelSpec) -> list[Path]:
+    """The weight files that all versions of a base share, checked."""
     for name in OTHERS:
         if not (spec.base / name).exists():
             raise CheckpointError(f"{spec.base} is no checkpoint: {name} is missing")
     files = [path for name in COMPONENTS for path in _component_files(spec.base / name, WEIGHTS[name])]
-    if spec.adapter is not None:
-        if not spec.adapter.is_file():
-            raise CheckpointError(f"{spec.base} names the adapter {spec.adapter.name}, which is missing")
-        files.append(spec.adapter)
     for path in files:
         _check_whole(path)
+    return files
+
+
+def adapter_files(spec: ModelSpec) -> list[Path]:
+    """The files of a version alone, checked; what torch.save wrote is checked when it is read."""
+    files: list[Path] = []
+    for adapter in spec.adapters:
+        if not adapter.path.exists():
+            raise CheckpointError(f"{spec.base} names the adapter {adapter.path.name}, which is missing")
+        files += adapter_parts(adapter.path)
+    for path in files:
+        if path.suffix == ".safetensors":
+            _check_whole(path)
     return files
 
 
@@ -80,10 +96,25 @@ def _check_whole(path: Path) -> None:
         raise CheckpointError(f"weight file {path} has {size} bytes; its header promises {promised}")
 
 
-def checkpoint_hash(spec: ModelSpec, files: Iterable[Path]) -> str:
-    """Short digest of weights, configs, chat template and sampling table: equal digests, equal pixels."""
-    digest = hashlib.sha256()
-    for path in (*files, *sorted(spec.base.glob("*/*.json")), *sorted(spec.base.glob("*/*.jinja"))):
-        digest.update(bytes.fromhex(sha256(path)))
-    digest.update(repr((spec.sampler, spec.sigmas, spec.guidance)).encode())
-    return digest.hexdigest()[:16]
+Digest = Callable[[Path], str]
+
+
+def checkpoint_hash(spec: ModelSpec, files: Iterable[Path], digest: Digest = sha256) -> str:
+    """Short digest of weights, configs, chat template and sampling table: equal digests, equal pixels.
+
+    The manifest itself is not in it: descriptions, lineage and the preview's matrix change no picture.
+    """
+    paths = (*files, *sorted(spec.base.glob("*/*.json")), *sorted(spec.base.glob("*/*.jinja")))
+    total = hashlib.sha256(b"".join(bytes.fromhex(digest(path)) for path in paths))
+    total.update(repr((spec.sampler, spec.sigmas, spec.guidance)).encode())
+    stated = [replace(one, path=Path()) for one in spec.adapters]
+    if any(one != Adapter(Path()) for one in stated):
+        total.update(repr(stated).encode())
+    return total.hexdigest()[:16]
+
+
+def encoder_hash(spec: ModelSpec, digest: Digest = sha256) -> str:
+    """Short digest of everything that turns a prompt into text features."""
+    folders = (spec.base / "text_encoder", spec.base / "tokenizer")
+    paths = sorted(path for folder in folders for path in folder.iterdir() if path.is_file())
+    return hashlib.sha256("".join(digest(path) for path in paths).encode()).hexdigest()[:16]

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
 
 from tdm_serve.errors import BackendUnavailable, CheckpointError, ConfigError
+from tdm_serve.files import sha256
 from tdm_serve.models.catalog import resolve
 from tdm_serve.models.families.zimage import ZImage
-from tdm_serve.models.inspect import checkpoint_hash, weight_files
+from tdm_serve.models.inspect import adapter_files, checkpoint_hash, encoder_hash, weight_files
 from tdm_serve.models.quiet import quiet_bars
 from tdm_serve.models.spec import ModelSpec
 
@@ -23,24 +26,57 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
-    """A model in memory and the digest of what it was read from."""
+class Served:
+    """One version that can be asked for, and the digest of everything its pictures depend on."""
 
     spec: ModelSpec
-    model: ZImage
     checkpoint_hash: str
 
 
-def load(reference: str | Path, device: str, dtype: str) -> Loaded:
-    """Reads a checkpoint onto a device. `device` and `dtype` may be "auto"."""
-    spec, files = examine(reference)
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A base in memory and its versions, of which the first is the default."""
+
+    model: ZImage
+    served: tuple[Served, ...]
+    encoder_hash: str
+
+
+def load(
+    references: str | Path | Sequence[str | Path], device: str = "auto", dtype: str = "auto", adapters: str = "fused"
+) -> Loaded:
+    """Reads a checkpoint, or several versions of one base, onto a device. `device` and `dtype` may be "auto".
+
+    The base is read and checked once, whatever the number of versions. `adapters` is how several versions keep what
+    they do not share: "fused" as whole weights, which is faster, or "separate" as thin matrices, which is smaller.
+    """
+    names = [references] if isinstance(references, str | Path) else list(dict.fromkeys(map(str, references)))
+    if not names:
+        raise ConfigError("no model was named; name at least one")
+    if adapters not in ("fused", "separate"):
+        raise ConfigError(f"adapters is {adapters!r}; it must be fused or separate")
+    spec, files = examine(names[0])
+    specs = [spec, *(_of_same_base(resolve(name), spec) for name in names[1:])]
+    own_files = adapter_files(spec)
+    base, digest = [path for path in files if path not in own_files], cache(sha256)
+    own = [[*base, *adapter_files(one)] for one in specs]
     target = pick_device(device)
     try:
         with quiet_bars():
-            model = FAMILIES[spec.family](spec, target, pick_dtype(dtype, target))
+            model = FAMILIES[spec.family](specs, target, pick_dtype(dtype, target), adapters)
     except (OSError, KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{spec.base} cannot be loaded: {error}") from error
-    return Loaded(spec, model, checkpoint_hash(spec, files))
+    served = (Served(one, checkpoint_hash(one, paths, digest)) for one, paths in zip(specs, own, strict=True))
+    return Loaded(model, tuple(served), encoder_hash(spec, digest))
+
+
+def _of_same_base(spec: ModelSpec, first: ModelSpec) -> ModelSpec:
+    if spec.base.resolve() != first.base.resolve():
+        raise ConfigError(
+            f"{spec.id} is a version of {spec.base} and {first.id} one of {first.base}; models that are served "
+            "together are versions of one base"
+        )
+    return spec
 
 
 def examine(reference: str | Path) -> tuple[ModelSpec, list[Path]]:

@@ -18,7 +18,8 @@ import pytest
 from tdm_app.api import create_app
 from tdm_serve import AsyncEngine, Pipeline
 
-START_S = 120
+sys.path.append(str(Path(__file__).parent))  # --import-mode=importlib leaves the path alone
+START_S = 240
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +48,8 @@ def assert_error() -> Callable[..., dict[str, Any]]:
         error = body["error"]
         assert set(error) == {"message", "type", "param", "code"}
         assert (error["code"], error["param"]) == (code, param), error
-        assert error["type"] == ("server_error" if status >= 500 else "invalid_request_error")
+        kinds = {429: "rate_limit_error"}
+        assert error["type"] == ("server_error" if status >= 500 else kinds.get(status, "invalid_request_error"))
         assert error["message"]
         assert response.headers["x-request-id"]
         return error
@@ -69,8 +71,10 @@ class ServerProcess:
         self.url = f"http://127.0.0.1:{self.port}"
         command = [sys.executable, "-m", "tdm_serve.cli", "serve", "--device", "cpu", "--port", str(self.port)]
         self.log = log
+        self.state_dir = Path(log.name).parent / f"state-{self.port}"  # the same for the next server on this port
+        variables = {"TDM_SERVE_STATE_DIR": str(self.state_dir)} | environment
         self.process = subprocess.Popen(
-            [*command, *options], stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+            [*command, *options], stdout=subprocess.PIPE, stderr=log, text=True, env=variables
         )
 
     def wait_ready(self) -> None:

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tdm_app.api import create_app
-from tdm_app.limits import Limits
+from tdm_app.settings import Settings
 from tdm_serve import AsyncEngine, Pipeline
 
 URL = "/v1/images/generations"
@@ -51,7 +51,7 @@ def test_body_at_the_limit(server: Any) -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize(("size", "status"), [(64, 200), (65, 413)])
 async def test_the_limit_is_a_setting(pipeline: Pipeline, size: int, status: int) -> None:
-    app = create_app(AsyncEngine(pipeline), page=False, limits=Limits(body_bytes=64))
+    app = create_app(AsyncEngine(pipeline), Settings(max_body_bytes=64), page=False)
     body = b'{"prompt": "a red circle"}'.ljust(size)
     transport = httpx.ASGITransport(app)
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://t") as client:

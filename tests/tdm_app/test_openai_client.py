@@ -46,7 +46,8 @@ def test_one_picture(images: Any) -> None:
         "opaque",
         "high",
     )
-    assert answer.usage is None
+    assert answer.usage.output_tokens == 64  # blocks of 16 x 16 pixels
+    assert answer.usage.input_tokens == answer.usage.input_tokens_details.text_tokens > 3
     (data,) = answer.data
     assert picture(data).size == (128, 128)
     assert (data.seed, data.nfe) == (7, 4)
@@ -136,8 +137,8 @@ def test_characters_that_the_tokenizer_never_saw(images: Any) -> None:
         ({"n": 0}, "n", "invalid_value"),
         ({"extra_body": {"seed": -1}}, "seed", "invalid_value"),
         ({"extra_body": {"num_inference_steps": 0}}, "num_inference_steps", "invalid_value"),
-        ({"stream": True}, "stream", "unsupported_value"),
-        ({"response_format": "url"}, "response_format", "unsupported_value"),
+        ({"partial_images": 3}, "partial_images", "unsupported_value"),
+        ({"background": "transparent"}, "background", "unsupported_value"),
     ],
 )
 def test_bad_requests(images: Any, options: dict[str, Any], param: str, code: str) -> None:

@@ -7,12 +7,15 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from tdm_app.server import _warn_if_open, announcement, listen, run_server
+from tdm_app.server import announcement, is_loopback, listen, run_server
+from tdm_app.settings import Settings
 from tdm_serve.errors import ConfigError, PortInUse
 
 Start = Callable[..., Any]
@@ -45,13 +48,43 @@ def test_running_requests_are_finished_first(start_server: Start) -> None:
     server.wait_ready()
     body = b'{"prompt": "a red circle", "n": 10}'
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as line:
-        head = f"POST /v1/images/generations HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
+        head = f"POST /v1/images/generations HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n"
         line.sendall(head.encode() + b"content-type: application/json\r\nconnection: close\r\n\r\n" + body)
         time.sleep(0.05)
         assert server.stop() == 0
         answer = b"".join(iter(lambda: line.recv(65_536), b""))
     assert answer.startswith(b"HTTP/1.1 200")
     assert answer.count(b'"b64_json"') == 10
+
+
+def test_new_requests_are_refused_while_it_finishes(start_server: Start, assert_error: Callable[..., Any]) -> None:
+    server = start_server("--no-page", "--max-batch", "1")
+    server.wait_ready()
+    url, body = f"{server.url}/v1/images/generations", {"prompt": "a red circle", "n": 10, "num_inference_steps": 50}
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(httpx.post, url, json=body, timeout=60)
+        time.sleep(0.3)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        assert_error(httpx.post(url, json=body, timeout=60), 503, "unavailable")
+        assert_error(httpx.get(f"{server.url}/readyz", timeout=60), 503, "unavailable")
+        assert httpx.get(f"{server.url}/healthz", timeout=60).status_code == 200
+        assert not running.done()
+        assert len(running.result().json()["data"]) == 10
+    assert server.stop(signal.SIGCONT) == 0
+
+
+def test_a_state_folder_of_another_server(start_server: Start, tmp_path: Path) -> None:
+    folder = ("--state-dir", str(tmp_path / "state"))
+    first = start_server("--no-page", *folder)
+    first.wait_ready()
+    second = start_server("--no-page", *folder)
+    assert second.stop(signal.SIGCONT) == 2
+    assert f"error: {tmp_path}/state is in use by another server (process {first.process.pid});" in second.errors()
+    assert first.stop(signal.SIGKILL) == -signal.SIGKILL
+    third = start_server("--no-page", *folder)
+    third.wait_ready()
+    assert third.stop() == 0
 
 
 def test_open_tabs_do_not_hold_it_up(start_server: Start) -> None:
@@ -87,7 +120,7 @@ def test_two_servers_cannot_share_a_port() -> None:
 
 def test_the_port_is_checked_before_the_model() -> None:
     with listen("127.0.0.1", 0) as taken, pytest.raises(PortInUse):
-        run_server(model="no-such-model", host="127.0.0.1", port=taken.getsockname()[1])
+        run_server(Settings(model=("no-such-model",), port=taken.getsockname()[1]))
 
 
 @pytest.mark.parametrize(
@@ -104,10 +137,17 @@ def test_an_address_of_another_machine() -> None:
         listen("192.0.2.1", 0)
 
 
-@pytest.mark.parametrize(("host", "warned"), [("0.0.0.0", True), ("::", True), ("127.0.0.1", False), ("::1", False)])
-def test_an_open_address_is_warned_about(host: str, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
-    _warn_if_open(host)
-    assert ("no authentication" in caplog.text) is warned
+@pytest.mark.parametrize(("host", "local"), [("0.0.0.0", False), ("::", False), ("127.0.0.1", True), ("::1", True)])
+def test_loopback(host: str, local: bool) -> None:
+    assert is_loopback(host) is local
+
+
+def test_an_open_address_needs_keys_or_a_flag(start_server: Start) -> None:
+    server = start_server("--host", "0.0.0.0", "--auth", "off")
+    assert server.stop(signal.SIGCONT) == 2  # a signal that changes nothing: it ends by itself
+    error = server.errors()
+    assert error.startswith("error: host is '0.0.0.0', which others can reach, and auth is 'off'; allowed: ")
+    assert "--allow-open" in error
 
 
 def test_port_0_announces_the_real_one() -> None:

@@ -22,7 +22,7 @@ def test_every_shipped_config_is_one(path: Path) -> None:
 
 def test_the_official_settings_are_shipped_by_name() -> None:
     found = {path.stem for path in SHIPPED if path.parent.name == "tdm-r1"}
-    assert found == {"geneval", "hpsv2", "imagereward", "ocr", "scenes", "zimage"}
+    assert found == {"geneval", "hpsv2", "imagereward", "ocr", "scenes", "scenes-ocr", "zimage"}
     assert preset("tdm-r1", Path("geneval")) == PRESETS / "tdm-r1" / "geneval.toml"
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from tdm_finetune.replay import Replay
 from tdm_finetune.student import Student
-from tdm_finetune.tdm_r1 import TdmR1Config
+from tdm_finetune.tdm_r1 import Reinforcement, TdmR1Config
 from tdm_finetune.workers import Workers
 from tdm_finetune.zimage import ZImageTrainee
 from tdm_serve import Pipeline
@@ -82,3 +82,15 @@ def test_a_large_group_keeps_its_worst_and_its_best(tmp_path: Path, student: Stu
     batch = student.batch(list(islice(replay.prompts(0), 1)), 2, 0, range(1))
     _, ratings = replay.trajectory(batch)
     assert ratings.tolist() == [-1.0, 1.0]
+
+
+def test_ratings_alone_reinforce_and_no_other_reward_is_asked(tmp_path: Path, student: Student) -> None:
+    path = write(tmp_path / "likes.jsonl", student.trainee.checkpoint_hash)
+    config = TdmR1Config(checkpoint="default-tdm", feedback=path, groups=1, group=4, fake_warmup=0)
+    assert config.rewards() is None
+    trainer = Reinforcement(config, student, None)
+    before = trainer.generator.role.parameters[1].detach().clone()
+    scalars = trainer.update(list(islice(trainer.prompts(0), 1)), range(1), 0)
+    assert scalars["rated_reward"] == pytest.approx((1.0 + 0.5 - 1.0 - 1.0) / 4)
+    assert "reward" not in scalars
+    assert not before.equal(trainer.generator.role.parameters[1])

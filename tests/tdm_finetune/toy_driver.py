@@ -22,7 +22,6 @@ from toy_trainee import r1_config, student, tdm_config
 
 from tdm_finetune.clock import PREFIX
 from tdm_finetune.fit import fit
-from tdm_finetune.rewards import RewardPool
 from tdm_finetune.run import Run
 from tdm_finetune.tdm import Distillation
 from tdm_finetune.tdm_r1 import Reinforcement
@@ -67,7 +66,7 @@ def train(task: Mapping[str, Any]) -> None:
         fit(trainer, config, "tdm")
     else:
         config = r1_config(run, **settings)
-        trainer = Reinforcement(config, student(config, trainee), RewardPool(config.reward))
+        trainer = Reinforcement(config, student(config, trainee), config.rewards())
         fit(trainer, config, "tdm-r1")
     if trainer.student.workers.leads:
         (run / "held.txt").write_text(str(share_held(trainer.student.trainee.blocks())))

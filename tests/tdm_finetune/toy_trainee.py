@@ -21,7 +21,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tdm_finetune.process import Diffusion, Flow, Process
-from tdm_finetune.rewards import RewardPool
 from tdm_finetune.scoring import World
 from tdm_finetune.student import Student, StudentConfig
 from tdm_finetune.tdm import Distillation, TdmConfig
@@ -180,8 +179,7 @@ def distillation(config: TdmConfig, trainee: ToyTrainee | None = None) -> Distil
 
 
 def reinforcement(config: TdmR1Config, trainee: ToyTrainee | None = None) -> Reinforcement:
-    pool = RewardPool(config.reward, workers=config.reward_workers, timeout_s=config.reward_timeout_s)
-    return Reinforcement(config, student(config, trainee), pool)
+    return Reinforcement(config, student(config, trainee), config.rewards())
 
 
 def step(trainer: Distillation | Reinforcement, count: int, seed: int = 0, first: int = 0) -> list[dict[str, float]]:

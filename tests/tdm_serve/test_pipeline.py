@@ -91,7 +91,7 @@ def test_one_event_a_step_whatever_the_lengths_of_the_prompts(pipeline: Pipeline
     long = "a star " * 18
     prompts = ["a star", long, "a ring"]
     images = pipeline(prompts, seed=1, callback=events.append)
-    lengths = [pipeline.engine.model.condition(prompt).text.shape[1] for prompt in prompts]
+    lengths = [pipeline.engine.model.condition(prompt).shape[1] for prompt in prompts]
     assert lengths == [32, 64, 32]
     assert [(event.index, event.total) for event in events] == [(0, 4), (1, 4), (2, 4), (3, 4)]
     shown = pipeline.engine.model.decode([latents.unsqueeze(0) for latents in events[-1].clean_latents])
@@ -101,7 +101,7 @@ def test_one_event_a_step_whatever_the_lengths_of_the_prompts(pipeline: Pipeline
 def test_checks_from_other_threads_change_nothing(pipeline: Pipeline) -> None:
     """A server checks requests while its device thread encodes; a tokenizer that remembers padding mixes them up."""
     model = pipeline.engine.model
-    expected = model.condition("two red circles").text
+    expected = model.condition("two red circles")
     stop = threading.Event()
 
     def check() -> None:
@@ -112,7 +112,7 @@ def test_checks_from_other_threads_change_nothing(pipeline: Pipeline) -> None:
     for thread in threads:
         thread.start()
     try:
-        assert all(torch.equal(model.condition("two red circles").text, expected) for _ in range(100))
+        assert all(torch.equal(model.condition("two red circles"), expected) for _ in range(100))
     finally:
         stop.set()
         for thread in threads:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from tdm_app.schemas import ErrorResponse, Health
+from tdm_app.schemas import ErrorResponse
+from tdm_app.schemas_info import Health
 from tdm_app.service import Service
 
 
@@ -12,15 +13,15 @@ def health_router(service: Service) -> APIRouter:
     """`/healthz` and `/readyz`, for load balancers and orchestrators."""
     router = APIRouter(tags=["health"])
 
-    @router.get("/healthz")
+    @router.get("/healthz", response_model_exclude_none=True)
     async def healthz() -> Health:  # pyright: ignore[reportUnusedFunction]
         """Alive: the process answers."""
         return Health(status="ok")
 
-    @router.get("/readyz", responses={503: {"model": ErrorResponse}})
+    @router.get("/readyz", response_model_exclude_none=True, responses={503: {"model": ErrorResponse}})
     async def readyz() -> Health:  # pyright: ignore[reportUnusedFunction]
-        """Ready: the model is warm. 503 before that, and while the service is stopping."""
+        """Ready: the listed shapes are warm. 503 before that, and while the service is stopping."""
         service.must_be_ready()
-        return Health(status="ready")
+        return Health(status="ready", degraded=service.engine.degraded)
 
     return router

@@ -5,44 +5,52 @@ from __future__ import annotations
 import time
 
 from fastapi import APIRouter
+from fastapi import Request as HttpRequest
+from fastapi.responses import Response
 
-from tdm_app.encode import encode_all
-from tdm_app.schemas import ErrorResponse, ImageData, ImageRequest, ImagesResponse
+from tdm_app.access import note
+from tdm_app.asking import facts_of, tenant_of, understand
+from tdm_app.auth import caller_of
+from tdm_app.delivery import respond
+from tdm_app.ratelimit import Limiter
+from tdm_app.schemas import ErrorResponse, ImageRequest, ImagesResponse
 from tdm_app.service import Service
-from tdm_serve import GeneratedImage, ModelInfo
-from tdm_serve.core import Request
-from tdm_serve.validation import parse_size, seeds_for
+from tdm_app.sse import EventStream, kept_alive
+from tdm_app.streaming import image_events
+from tdm_app.tracing import trace_pictures
+from tdm_app.waiting import pictures_of
+
+STREAM = {"description": "With `stream`: `image_generation.partial_image`, then `image_generation.completed`."}
+RESPONSES = {200: {"content": {"text/event-stream": {"schema": {"type": "string", **STREAM}}}}}
 
 
-def images_router(service: Service) -> APIRouter:
+def images_router(service: Service, limiter: Limiter) -> APIRouter:
     """Text to pictures in OpenAI's shape."""
     router = APIRouter(prefix="/v1/images", tags=["images"])
 
-    @router.post("/generations", responses={"default": {"model": ErrorResponse}})
-    async def generate(body: ImageRequest) -> ImagesResponse:  # pyright: ignore[reportUnusedFunction]
-        """Draws `n` pictures. `seed`, `num_inference_steps` and per picture `seed`, `nfe` and `ms` are additions."""
-        service.must_be(body.model)
-        pictures = await service.generate(requests_for(body, service.info))
-        encoded = await encode_all(pictures, body.output_format, body.output_compression)
-        return ImagesResponse(
-            created=int(time.time()),
-            data=[_data(picture, text) for picture, text in zip(pictures, encoded, strict=True)],
-            output_format=body.output_format,
-            size=f"{pictures[0].width}x{pictures[0].height}",
-            quality=body.echoed_quality,
-            model=service.info.id,
-        )
+    @router.post(
+        "/generations", response_model=ImagesResponse, responses={**RESPONSES, "default": {"model": ErrorResponse}}
+    )
+    async def generate(body: ImageRequest, request: HttpRequest) -> Response:  # pyright: ignore[reportUnusedFunction]
+        """Draws `n` pictures, as one answer or as events.
+
+        The header `x-eta-ms` says in how many milliseconds they were predicted to be there when they were accepted.
+        """
+        caller = caller_of(request)
+        asked = understand(body, service.infos, service.settings, tenant_of(caller, body.user))
+        limiter.pictures(caller, body.n)
+        asked_ns = time.time_ns()
+        ticket = await service.submit(asked.requests, asked.terms, previews=body.partial_images > 0)
+        headers = {"x-eta-ms": f"{ticket.eta_ms:.0f}"}
+        note(request, **facts_of(body, asked, service.settings), eta_ms=round(ticket.eta_ms, 1))
+        if body.stream:
+            events = image_events(service, body, asked, ticket, request)
+            return EventStream(kept_alive(events, service.settings.keepalive_s), headers)
+        pictures, made_ns = await pictures_of(ticket, request.receive), time.time_ns()
+        base_url = service.base_url(request)
+        answer = await respond(service, body, pictures, owner=caller.id, base_url=base_url)
+        trace_pictures(request, pictures, asked_ns, made_ns)
+        content = answer.model_dump_json(exclude_none=True)
+        return Response(content, media_type="application/json", headers=headers)
 
     return router
-
-
-def requests_for(body: ImageRequest, info: ModelInfo) -> list[Request]:
-    """One engine request per picture. Raises InvalidRequest for `size`, `n` and `seed`."""
-    width, height = (info.width, info.height) if body.size == "auto" else parse_size(body.size)
-    seeds = seeds_for(body.seed, body.n)
-    return [Request(body.prompt, seed, width, height, steps=body.num_inference_steps) for seed in seeds]
-
-
-def _data(picture: GeneratedImage, text: str) -> ImageData:
-    ms = {stage: round(value, 3) for stage, value in picture.timings_ms.items()}
-    return ImageData(b64_json=text, seed=picture.seed, nfe=picture.nfe, ms=ms)

@@ -1,33 +1,34 @@
-"""`GET /v1/models` and `GET /v1/models/{id}`: one model is loaded, so the list has one entry."""
+"""`GET /v1/models` and `GET /v1/models/{id}`: every served version of the checkpoint, the default first."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter
 
-from tdm_app.schemas import ErrorResponse, ModelCard, ModelList
+from tdm_app.asking import chosen
+from tdm_app.schemas import ErrorResponse
+from tdm_app.schemas_info import ModelCard, ModelList
 from tdm_app.service import Service
+from tdm_serve import ModelInfo
 
 
 def models_router(service: Service) -> APIRouter:
-    """What is loaded, and what it takes."""
+    """What is served, and what it takes."""
     router = APIRouter(prefix="/v1/models", tags=["models"], responses={"default": {"model": ErrorResponse}})
 
     @router.get("")
     async def list_models() -> ModelList:  # pyright: ignore[reportUnusedFunction]
-        """The loaded model."""
-        return ModelList(data=[_card(service)])
+        """The served models, the default first."""
+        return ModelList(data=[_card(service, info) for info in service.infos.values()])
 
     @router.get("/{model:path}")
     async def get_model(model: str) -> ModelCard:  # pyright: ignore[reportUnusedFunction]
-        """The loaded model by its id, or 404."""
-        service.must_be(model)
-        return _card(service)
+        """A served model by its id, or 404."""
+        return _card(service, chosen(service.infos, model))
 
     return router
 
 
-def _card(service: Service) -> ModelCard:
-    info = service.info
+def _card(service: Service, info: ModelInfo) -> ModelCard:
     return ModelCard(
         id=info.id,
         created=service.created,
@@ -35,6 +36,8 @@ def _card(service: Service) -> ModelCard:
         family=info.family,
         checkpoint_hash=info.checkpoint_hash,
         nfe=info.nfe,
+        sigmas=list(info.sigmas),
+        guidance_scale=info.guidance,
         size=f"{info.width}x{info.height}",
         size_multiple=info.size_multiple,
         min_side=info.min_side,

@@ -15,6 +15,8 @@ are learned and attended, as in the original.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
+from itertools import accumulate
 from typing import TypeVar, cast
 
 import torch
@@ -25,6 +27,8 @@ from diffusers.models.transformers.transformer_z_image import (
     ZImageTransformerBlock,
 )
 from torch import Tensor, nn
+
+from tdm_serve.models.routed import Route, Routed, project
 
 TEXT_MULTIPLE: int = SEQ_MULTI_OF
 PATCH = 2  # both published and embedded Z-Image checkpoints use 2x2 latent patches and one frame
@@ -64,6 +68,12 @@ def pack(joined: Joined) -> nn.Linear:
     return packed
 
 
+def _rows(parts: Sequence[nn.Module]) -> list[slice]:
+    """The output rows of each of several linears in the packed one."""
+    ends = list(accumulate(cast(nn.Linear, part).weight.shape[0] for part in parts))
+    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+
 def present(part: M | None) -> M:
     """diffusers declares the parts of its attention optional; Z-Image's has all of them."""
     assert part is not None
@@ -85,26 +95,28 @@ class Block(nn.Module):
         self.norms = nn.ModuleList((source.attention_norm1, source.attention_norm2, source.ffn_norm1, source.ffn_norm2))
         self.modulation: nn.Module | None = source.adaLN_modulation if source.modulation else None
 
-    def attend(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    def attend(self, x: Tensor, rope: tuple[Tensor, Tensor], route: Route = ()) -> Tensor:
         """Full attention over x (B, S, D), padding included, as Z-Image is trained."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(2)  # (B, S, H, D / H)
+        q, k, v = project(self.qkv, x, route).unflatten(-1, (3, self.heads, -1)).unbind(2)  # (B, S, H, D / H)
         q, k = rotate(rms(self.norm_q, q), *rope), rotate(rms(self.norm_k, k), *rope)
         y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-        return self.out(y.transpose(1, 2).flatten(2))
+        return project(self.out, y.transpose(1, 2).flatten(2), route)
 
-    def feed(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+    def feed(self, x: Tensor, route: Route = ()) -> Tensor:
+        gate, up = project(self.gate_up, x, route).chunk(2, dim=-1)
+        return project(self.down, F.silu(gate) * up, route)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], modulation: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], modulation: Tensor | None = None, route: Route = ()
+    ) -> Tensor:
         """x (B, S, D); modulation (B, 4, 1, D) holds scale, gate, scale, gate with tanh and 1 + already applied."""
         norm1, norm2, norm3, norm4 = self.norms
         if modulation is None:
-            x = x + rms(norm2, self.attend(rms(norm1, x), rope))
-            return x + rms(norm4, self.feed(rms(norm3, x)))
+            x = x + rms(norm2, self.attend(rms(norm1, x), rope, route))
+            return x + rms(norm4, self.feed(rms(norm3, x), route))
         scale_a, gate_a, scale_f, gate_f = modulation.unbind(1)  # (B, 1, D) each
-        x = x + gate_a * rms(norm2, self.attend(rms(norm1, x) * scale_a, rope))
-        return x + gate_f * rms(norm4, self.feed(rms(norm3, x) * scale_f))
+        x = x + gate_a * rms(norm2, self.attend(rms(norm1, x) * scale_a, rope, route))
+        return x + gate_f * rms(norm4, self.feed(rms(norm3, x) * scale_f, route))
 
 
 def rms(norm: nn.Module, x: Tensor) -> Tensor:
@@ -142,9 +154,29 @@ class ZImageDenoiser(nn.Module):
         """Join projections into single matrices for inference; the result no longer trains. Returns self."""
         for block in (*self.image_blocks, *self.text_blocks, *self.blocks):
             block = cast(Block, block)
-            block.qkv = pack(cast(Joined, block.qkv))
-            block.gate_up = pack(cast(Joined, block.gate_up))
+            block.qkv = pack(block.qkv) if isinstance(block.qkv, Joined) else block.qkv
+            block.gate_up = pack(block.gate_up) if isinstance(block.gate_up, Joined) else block.gate_up
         return self
+
+    def share(self, names: Mapping[nn.Module, str], wanted: Collection[str]) -> dict[str, Routed]:
+        """Makes the `wanted` linears ready for several versions; returns them by name. Comes before `pack`.
+
+        `names` are those of the transformer's modules, which adapters use. Linears of the time embedding, which no
+        route reaches, are not among the result, nor are names that do not exist.
+        """
+        found: dict[str, Routed] = {}
+        closed = set(self.time.modules())  # and what Joined holds, which is replaced as a whole
+        closed |= {part for module in self.modules() if isinstance(module, Joined) for part in (module, module.parts)}
+        for module in [module for module in self.modules() if module not in closed]:
+            for attribute, child in list(module.named_children()):
+                parts = [*child.parts] if isinstance(child, Joined) else [child]
+                called = [names.get(part, "") for part in parts if isinstance(part, nn.Linear)]
+                if any(name in wanted for name in called):
+                    base = pack(child) if isinstance(child, Joined) else cast(nn.Linear, child)
+                    routed = Routed(base, dict(zip(called, _rows(parts), strict=True)))
+                    setattr(module, attribute, routed)
+                    found |= dict.fromkeys(called, routed)
+        return found
 
     def rope(self, text: int, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """cos and sin (S, 1, head_dim / 2) for `text` padded text tokens and height x width image tokens."""
@@ -162,55 +194,55 @@ class ZImageDenoiser(nn.Module):
         angles = self._rotary(torch.cat((image, padding, words)))  # (S, head_dim / 2) complex
         return angles.real.unsqueeze(1).contiguous().to(device), angles.imag.unsqueeze(1).contiguous().to(device)
 
-    def modulation(self, sigma: Tensor) -> Tensor:
+    def modulation(self, sigma: Tensor, route: Route = ()) -> Tensor:
         """Everything the blocks take from the time. sigma (B,) in [0, 1] -> (B, 4 * blocks + 1, D)."""
         clean_time = (1.0 - sigma) * self.time_scale  # Z-Image counts time towards the clean end
         time = self.time(clean_time)  # (B, min(D, 256))
-        rows = [self._block_modulation(cast(Block, b), time) for b in (*self.image_blocks, *self.blocks)]
-        rows.append(1.0 + cast(nn.Module, self.final.adaLN_modulation)(time).unsqueeze(1))
+        rows = [self._block_modulation(cast(Block, b), time, route) for b in (*self.image_blocks, *self.blocks)]
+        rows.append(1.0 + project(cast(nn.Module, self.final.adaLN_modulation), time, route).unsqueeze(1))
         return torch.cat(rows, dim=1)
 
     @staticmethod
-    def _block_modulation(block: Block, time: Tensor) -> Tensor:
+    def _block_modulation(block: Block, time: Tensor, route: Route) -> Tensor:
         assert block.modulation is not None
-        scale_a, gate_a, scale_f, gate_f = block.modulation(time).unflatten(-1, (4, -1)).unbind(1)
+        scale_a, gate_a, scale_f, gate_f = project(block.modulation, time, route).unflatten(-1, (4, -1)).unbind(1)
         return torch.stack((1.0 + scale_a, gate_a.tanh(), 1.0 + scale_f, gate_f.tanh()), dim=1)
 
-    def refine_text(self, text: Tensor, lengths: Tensor) -> Tensor:
+    def refine_text(self, text: Tensor, lengths: Tensor, route: Route = ()) -> Tensor:
         """Text features (B, L, C) with `lengths` (B,) valid tokens -> refined tokens (B, L, D); L a multiple of 32."""
-        x = self.embed_text(text)
+        x = project(self.embed_text, text, route)
         padding = torch.arange(text.shape[1], device=text.device) >= lengths.unsqueeze(1)
         x = torch.where(padding.unsqueeze(-1), self.text_pad.to(x.dtype), x)
         cos, sin = self.rope(text.shape[1], 0, 0, text.device)
         for block in self.text_blocks:
-            x = block(x, (cos, sin))
+            x = block(x, (cos, sin), None, route)
         return x
 
-    def forward(self, latents: Tensor, modulation: Tensor, text: Tensor) -> Tensor:
+    def forward(self, latents: Tensor, modulation: Tensor, text: Tensor, route: Route = ()) -> Tensor:
         """Velocity (B, C, H, W) at latents (B, C, H, W), given `modulation` (B, M, D) and refined `text` (B, L, D)."""
         height, width = latents.shape[-2] // PATCH, latents.shape[-1] // PATCH
         tokens = height * width
         cos, sin = self.rope(text.shape[1], height, width, latents.device)
-        x = self._embed(latents)
+        x = self._embed(latents, route)
         image = x.shape[1]
         table = modulation.unsqueeze(2)  # (B, M, 1, D)
         row = 0
         for block in self.image_blocks:
-            x = block(x, (cos[:image], sin[:image]), table[:, row : row + 4])
+            x = block(x, (cos[:image], sin[:image]), table[:, row : row + 4], route)
             row += 4
         x = torch.cat((x, text.to(x.dtype)), dim=1)
         for block in self.blocks:
-            x = block(x, (cos, sin), table[:, row : row + 4])
+            x = block(x, (cos, sin), table[:, row : row + 4], route)
             row += 4
         x = F.layer_norm(x[:, :tokens], (x.shape[-1],), eps=1e-6) * table[:, row]
-        x = cast(nn.Module, self.final.linear)(x)  # (B, tokens, PATCH * PATCH * C)
+        x = project(cast(nn.Module, self.final.linear), x, route)  # (B, tokens, PATCH * PATCH * C)
         x = x.unflatten(1, (height, width)).unflatten(-1, (PATCH, PATCH, self.channels))
         return -x.permute(0, 5, 1, 3, 2, 4).reshape(latents.shape)
 
-    def _embed(self, latents: Tensor) -> Tensor:
+    def _embed(self, latents: Tensor, route: Route) -> Tensor:
         """Patches of latents (B, C, H, W) as tokens (B, S, D), padded with the learned token to a multiple of 32."""
         patches = latents.unflatten(-1, (-1, PATCH)).unflatten(-3, (-1, PATCH))  # (B, C, h, p, w, q)
-        x = self.embed_image(patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2))
+        x = project(self.embed_image, patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2), route)
         missing = padded_length(x.shape[1]) - x.shape[1]
         if missing:
             x = torch.cat((x, self.image_pad.to(x.dtype).expand(len(x), missing, -1)), dim=1)

@@ -1,0 +1,62 @@
+"""`GET /v1/capabilities`: what this server can do, how fast, and within which limits."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from tdm_app.schemas import MAX_DEADLINE_MS, ErrorResponse
+from tdm_app.schemas_info import Capabilities, Features, Limits, ShapeCard
+from tdm_app.service import Service
+from tdm_serve import __version__
+from tdm_serve.core import MAX_PRIORITY, MIN_PRIORITY
+from tdm_serve.stats import WarmShape
+from tdm_serve.validation import MAX_STEPS
+
+
+def capabilities_router(service: Service) -> APIRouter:
+    """What can be asked for here."""
+    router = APIRouter(prefix="/v1", tags=["models"], responses={"default": {"model": ErrorResponse}})
+
+    @router.get("/capabilities")
+    async def capabilities() -> Capabilities:  # pyright: ignore[reportUnusedFunction]
+        """Models, warm shapes with their predicted times, limits and features."""
+        return Capabilities(
+            version=__version__,
+            ready=service.ready,
+            degraded=service.engine.degraded,
+            models=list(service.infos),
+            shapes=[_shape(shape) for shape in service.engine.capabilities()],
+            limits=_limits(service),
+            features=_features(service),
+        )
+
+    return router
+
+
+def _shape(shape: WarmShape) -> ShapeCard:
+    return ShapeCard(
+        size=f"{shape.width}x{shape.height}",
+        text_tokens=shape.text,
+        guided=shape.guided,
+        best_batch=shape.best_batch,
+        predicted_ms={model: round(ms, 2) for model, ms in shape.alone_ms.items()},
+    )
+
+
+def _limits(service: Service) -> Limits:
+    settings = service.settings
+    return Limits(
+        max_images=settings.max_images,
+        max_steps=MAX_STEPS,
+        max_prompt_characters=settings.max_prompt_chars,
+        max_body_bytes=settings.max_body_bytes,
+        max_deadline_ms=MAX_DEADLINE_MS,
+        max_jobs=settings.max_jobs,
+        min_priority=MIN_PRIORITY,
+        max_priority=MAX_PRIORITY,
+    )
+
+
+def _features(service: Service) -> Features:
+    settings = service.settings
+    return Features(feedback=settings.feedback, authentication=settings.auth == "on")

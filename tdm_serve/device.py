@@ -1,0 +1,54 @@
+"""What the device thread asks of an engine. `tdm_serve.engine.Engine` is one; a remote device could be another.
+
+Only `check`, `cached` and `preview` are called from other threads than the one that owns the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tdm_serve.core import GeneratedImage, ModelInfo, Request, Shape
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+class Underway(Protocol):
+    """One picture under way. `clean` is the predicted clean latents (1, C, h, w), replaced by a step, not in place."""
+
+    clean: Any
+    nfe: int
+    index: int
+
+    @property
+    def rows(self) -> Sequence[object]: ...
+
+
+class PromptCacheNumbers(Protocol):
+    """What a prompt cache counts."""
+
+    @property
+    def hits(self) -> int: ...
+    @property
+    def misses(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+
+
+class Device(Protocol):
+    """Several versions of one model on one device."""
+
+    @property
+    def infos(self) -> Mapping[str, ModelInfo]: ...
+    @property
+    def cache(self) -> PromptCacheNumbers: ...
+
+    def check(self, request: Request) -> Shape: ...
+    def cached(self, request: Request) -> bool: ...
+    def start(self, requests: Sequence[Request]) -> Sequence[Underway]: ...
+    def step(self, samples: Sequence[Any]) -> None: ...
+    def finish(self, samples: Sequence[Any]) -> list[GeneratedImage]: ...
+    def preview(self, latents: Any) -> Image.Image: ...
+    def out_of_memory(self, error: BaseException) -> bool: ...
+    def empty_cache(self) -> None: ...
