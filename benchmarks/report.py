@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import report_serving
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 METRICS = ROOT / "tdm_serve" / "checkpoints" / "scenes" / "training" / "metrics.jsonl"  # beside the weights
@@ -265,7 +267,22 @@ def costs() -> list[str]:
 
 
 Section = Callable[[], list[str]]
-DOCUMENTS: dict[Path, tuple[Section, ...]] = {README: (quality, latency), TRAINING: (micro, mistakes, words, costs)}
+
+
+def serving() -> list[str]:
+    """The service under load, and which of its goals are met."""
+    row = rows(RESULTS / "serving.jsonl")[-1]
+    header = ["goal", "measured", "aim", "met"]
+    command = (
+        f"`python benchmarks/serving.py --rounds {row['rounds']} --seconds {row['seconds']:g} --keep`; {machine(row)}."
+    )
+    return ["## Serving", "", report_serving.intro(row), "", *table(header, report_serving.lines(row)), "", command, ""]
+
+
+DOCUMENTS: dict[Path, tuple[Section, ...]] = {
+    README: (quality, latency, serving),
+    TRAINING: (micro, mistakes, words, costs),
+}
 
 
 def rendered(text: str, sections: Sequence[Section]) -> str:
