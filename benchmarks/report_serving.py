@@ -83,11 +83,11 @@ def intro(row: Row) -> str:
     """What was compared, and the plain numbers."""
     own, other = (sorted(rates)[len(rates) // 2] for rates in row["closed"]["pictures_per_second"].values())
     alone, plain = (found["latency_ms"]["p50"] for found in row["alone"].values())
+    seen, half = (row[name]["pictures_per_second"] for name in ("seen_prompts", "bfloat16"))
     return (
-        f"The service beside a plain FastAPI server around stock diffusers with one lock, on the same weights, both under "
-        f"load from the same two cores. {row['clients']} clients: {own:.1f} pictures a second against {other:.1f} "
-        f"({row['seen_prompts']['pictures_per_second']:.1f} with prompts seen before, "
-        f"{row['bfloat16']['pictures_per_second']:.1f} in bfloat16). One client: {alone:.0f} ms against {plain:.0f}."
+        "The service beside a plain FastAPI server around stock diffusers with one lock, on the same weights, both "
+        f"under load from their own two cores. {row['clients']} clients: {own:.1f} pictures/s against {other:.1f} "
+        f"({seen:.1f} with known prompts, {half:.1f} in bfloat16); one client: {alone:.0f} against {plain:.0f} ms."
     )
 
 
