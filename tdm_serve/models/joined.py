@@ -1,4 +1,4 @@
-"""Linears of one input as one matrix product, for training (`Joined`) and for inference (`pack`), shared by versions."""
+"""Linears of one input as one matrix product: for training (`Joined`), for inference (`pack`), for several versions."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from diffusers import AutoencoderKL
@@ -31,7 +31,7 @@ M = TypeVar("M", bound=nn.Module)
 class Family(ABC):
     """A loaded base with one or more versions. `denoiser`, set by the family, is what a backend replaces."""
 
-    denoiser: nn.Module
+    denoiser: Any  # an nn.Module; each family says which
     versions: Versions
     channels: int  # of the latents
 

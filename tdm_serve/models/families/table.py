@@ -43,6 +43,13 @@ FAMILIES: dict[str, FamilyEntry] = {
     "zimage": FamilyEntry(
         "ZImagePipeline", f"{_HERE}.zimage:ZImage", ("transformer", "vae", "text_encoder"), guidance_off=0.0
     ),
+    "sd3": FamilyEntry(
+        "StableDiffusion3Pipeline",
+        f"{_HERE}.sd3:SD3",
+        ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"),
+        ("tokenizer", "tokenizer_2", "tokenizer_3"),
+        optional=("text_encoder_3", "tokenizer_3"),
+    ),
 }
 
 
