@@ -7,7 +7,8 @@ version, so a batch may hold pictures at different steps of different tables and
 Pixels follow from a request and its checkpoint alone. `strict` keeps that bit by bit: text is encoded and pictures are
 decoded one at a time and, on a GPU, whose matrix products change with the number of rows, evaluations run one picture
 at a time with deterministic convolutions. It is the default on a CPU, where evaluations of a batch are bitwise those of
-its pictures alone; `benchmarks/invariance.py` measures what it costs.
+its pictures alone, except in networks with convolutions, which run one picture at a time there, too.
+`benchmarks/invariance.py` measures what it costs.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class Engine:
         several = len(loaded.served) > 1
         self._texts = Texts(self.model, self.cache, loaded.encoder_hash, several=several, together=not self.strict)
         self._specs = {one.spec.id: one.spec for one in loaded.served}
-        self._alone = self.strict and not on_cpu
+        self._alone = self.strict and not (on_cpu and self.model.exact_on_cpu)
         self._live: WeakSet[Sample] = WeakSet()
 
     @classmethod

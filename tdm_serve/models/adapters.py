@@ -37,9 +37,9 @@ class Lora:
         return (weight.float() + self.scale * (b @ a)).to(weight.dtype)
 
 
-def read_adapters(path: Path) -> dict[str, Lora]:
-    """Module name -> adapter, of a LoRA file."""
-    pairs, scale = read_lora(path)
+def read_adapters(path: Path, prefix: str = PREFIX) -> dict[str, Lora]:
+    """Module name -> adapter, of a LoRA file whose keys begin with `prefix`."""
+    pairs, scale = read_lora(path, prefix)
     return {name: Lora(a, b, scale) for name, (a, b) in pairs.items()}
 
 
@@ -47,12 +47,12 @@ def adapted_names(path: Path) -> set[str]:
     """Names of the modules that a LoRA file changes, from its header alone."""
     try:
         with safe_open(path, framework="pt") as file:
-            return {_module_name(key, path) for key in file.keys()}  # noqa: SIM118 - not a dict
+            return {_module_name(key, path, PREFIX) for key in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"adapter {path} cannot be read: {error}") from error
 
 
-def read_lora(path: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:
+def read_lora(path: Path, prefix: str = PREFIX) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:
     """(module name -> (A (r, in), B (out, r)), alpha / r) of a LoRA file; the scale travels in its metadata."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -60,33 +60,34 @@ def read_lora(path: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:
             metadata: Mapping[str, str] = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"adapter {path} cannot be read: {error}") from error
-    pairs = {name: _pair(tensors, name, path) for name in sorted({_module_name(key, path) for key in tensors})}
+    names = sorted({_module_name(key, path, prefix) for key in tensors})
+    pairs = {name: _pair(tensors, name, path, prefix) for name in names}
     if not pairs:
         raise CheckpointError(f"adapter {path} holds no LoRA weights")
-    return pairs, _scale(metadata, pairs, path)
+    return pairs, _scale(metadata, pairs, path, prefix)
 
 
-def _module_name(key: str, path: Path) -> str:
+def _module_name(key: str, path: Path, prefix: str) -> str:
     for ending in (".lora_A.weight", ".lora_B.weight"):
-        if key.startswith(PREFIX) and key.endswith(ending):
-            return key.removeprefix(PREFIX).removesuffix(ending)
-    raise CheckpointError(f"adapter {path} holds {key!r}, which is no {PREFIX}*.lora_A or lora_B weight")
+        if key.startswith(prefix) and key.endswith(ending):
+            return key.removeprefix(prefix).removesuffix(ending)
+    raise CheckpointError(f"adapter {path} holds {key!r}, which is no {prefix}*.lora_A or lora_B weight")
 
 
-def _pair(tensors: Mapping[str, Tensor], name: str, path: Path) -> tuple[Tensor, Tensor]:
+def _pair(tensors: Mapping[str, Tensor], name: str, path: Path, prefix: str) -> tuple[Tensor, Tensor]:
     try:
-        return tensors[f"{PREFIX}{name}.lora_A.weight"], tensors[f"{PREFIX}{name}.lora_B.weight"]
+        return tensors[f"{prefix}{name}.lora_A.weight"], tensors[f"{prefix}{name}.lora_B.weight"]
     except KeyError as error:
         raise CheckpointError(f"adapter {path} lacks {error}") from error
 
 
-def _scale(metadata: Mapping[str, str], pairs: Mapping[str, tuple[Tensor, Tensor]], path: Path) -> float:
+def _scale(metadata: Mapping[str, str], pairs: Mapping[str, tuple[Tensor, Tensor]], path: Path, prefix: str) -> float:
     """alpha / r from the file's metadata; without metadata alpha equals r, as diffusers assumes."""
     rank = next(iter(pairs.values()))[0].shape[0]
     try:
         settings: dict[str, Any] = json.loads(metadata.get(METADATA_KEY, "{}"))
-        alpha = float(settings.get(f"{PREFIX}lora_alpha", rank))
-        unread = [key for key in UNREAD if settings.get(PREFIX + key)]
+        alpha = float(settings.get(f"{prefix}lora_alpha", rank))
+        unread = [key for key in UNREAD if settings.get(prefix + key)]
     except (AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(f"adapter {path} has unusable metadata: {error!r}") from error
     if unread or any(a.shape[0] != rank or b.shape[1] != rank for a, b in pairs.values()):
@@ -104,9 +105,9 @@ def check_fits(path: Path, name: str, lora: Lora, shape: Sequence[int]) -> None:
 
 
 @torch.no_grad()
-def fuse_lora(model: nn.Module, path: Path) -> int:
+def fuse_lora(model: nn.Module, path: Path, prefix: str = PREFIX) -> int:
     """Adds alpha / r * B A to each named linear of `model`, in float32; returns how many modules changed."""
-    adapters = read_adapters(path)
+    adapters = read_adapters(path, prefix)
     for name, lora in adapters.items():
         try:
             weight = model.get_parameter(f"{name}.weight")

@@ -57,6 +57,8 @@ def load(
         raise ConfigError(f"adapters is {adapters!r}; it must be fused or separate")
     spec, files = examine(names[0])
     specs = [spec, *(_of_same_base(resolve(name), spec) for name in names[1:])]
+    if len(specs) > 1 and not FAMILIES[spec.family].shares:
+        raise ConfigError(f"family {spec.family!r} serves one version of a base at a time; {len(specs)} were named")
     base, digest = [path for path in files if path != spec.adapter], cache(sha256)
     own = [[*base, *adapter_files(one)] for one in specs]
     target = pick_device(device)

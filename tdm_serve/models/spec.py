@@ -7,10 +7,10 @@ was trained on. A folder without the file has no table, so nothing could be serv
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from math import isfinite
+from math import isfinite, sqrt
 from operator import mul
 from pathlib import Path
 from typing import Any, cast
@@ -44,6 +44,13 @@ class Betas:
         first, last = self.start ** (1 / power), self.end ** (1 / power)
         step = (last - first) / (self.steps - 1)
         return tuple(accumulate((1.0 - (first + i * step) ** power for i in range(self.steps)), mul))
+
+    def sigmas(self, times: Sequence[float]) -> tuple[float, ...]:
+        """The share of noise at each of the network's times, of which there are `steps` from 0."""
+        alphas = self.alphas()
+        if not times or not all(0 <= time < self.steps and time == int(time) for time in times):
+            raise ConfigError(f"times are {list(times)}; a process with betas needs whole ones below {self.steps}")
+        return tuple(sqrt(1.0 - alphas[int(time)]) for time in times)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +110,7 @@ def read_spec(folder: Path, version: str | None, model_id: str) -> ModelSpec:
         if name not in versions:
             raise CheckpointError(f"{folder} has no version {name!r}; it has {', '.join(sorted(versions))}")
         chosen, limits = versions[name], cast(Mapping[str, int], manifest["limits"])
+        betas, times = _betas(manifest.get("betas")), tuple(float(t) for t in chosen.get("times", ()))
         spec = ModelSpec(
             id=model_id,
             family=str(manifest["family"]),
@@ -111,7 +119,7 @@ def read_spec(folder: Path, version: str | None, model_id: str) -> ModelSpec:
             adapter=folder / str(chosen["adapter"]) if chosen.get("adapter") else None,
             sampler=str(chosen["sampler"]),
             shift=float(chosen["shift"]),
-            sigmas=tuple(float(s) for s in chosen["sigmas"]),
+            sigmas=betas.sigmas(times) if betas else tuple(float(s) for s in chosen["sigmas"]),
             guidance=float(chosen["guidance"]),
             width=int(limits["width"]),
             height=int(limits["height"]),
@@ -122,8 +130,8 @@ def read_spec(folder: Path, version: str | None, model_id: str) -> ModelSpec:
             description=str(chosen.get("description", "")),
             preview=_preview_matrix(manifest),
             prediction=str(manifest.get("prediction", "flow")),
-            betas=_betas(manifest.get("betas")),
-            times=tuple(float(t) for t in chosen.get("times", ())),
+            betas=betas,
+            times=times,
             grid=str(chosen.get("grid", "linear")),
         )
         for row in spec.rows():

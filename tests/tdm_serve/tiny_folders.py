@@ -11,10 +11,13 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
 )
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     CLIPTextConfig,
+    CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
     PreTrainedTokenizerFast,
@@ -130,5 +133,34 @@ def sd3(folder: Path, *, t5: bool = True, dual: bool = True) -> Path:
         tokenizer_2=clip_tokenizer(pad="!"),
         text_encoder_3=t5_encoder(48, 4) if t5 else None,
         tokenizer_3=t5_tokenizer() if t5 else None,
+    ).save_pretrained(folder)
+    return folder
+
+
+def sd15(folder: Path) -> Path:
+    """Stable Diffusion 1.5's kind: a UNet that predicts the noise, CLIP-L, four latent channels."""
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        norm_num_groups=4,
+        cross_attention_dim=16,
+        attention_head_dim=2,
+    )
+    StableDiffusionPipeline(
+        unet=randomised(unet, 0, 0.05),
+        scheduler=DPMSolverMultistepScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", final_sigmas_type="zero"
+        ),
+        vae=autoencoder(4, 0.18215, None, quant=True),
+        text_encoder=clip_encoder(16, 1, CLIPTextModel),
+        tokenizer=clip_tokenizer(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
     ).save_pretrained(folder)
     return folder

@@ -34,6 +34,7 @@ class Family(ABC):
     denoiser: Any  # an nn.Module; each family says which
     versions: Versions
     channels: int  # of the latents
+    exact_on_cpu = True  # whether a CPU computes a picture bit by bit alike in any batch; convolutions do not
 
     def __init__(
         self, specs: Sequence[ModelSpec], device: torch.device, dtype: torch.dtype, adapters: Adapters = "fused"

@@ -25,6 +25,7 @@ class FamilyEntry:
     components: tuple[str, ...]  # subfolders with weights
     tokenizers: tuple[str, ...] = ("tokenizer",)
     optional: tuple[str, ...] = ()  # parts that a folder may name as absent
+    shares: bool = True  # whether several versions can share one base in memory
     guidance_off: float = 1.0  # what the family's users call no guidance; a weight w inside is w - 1 + this outside
 
     def create(self) -> type[Family]:
@@ -50,6 +51,7 @@ FAMILIES: dict[str, FamilyEntry] = {
         ("tokenizer", "tokenizer_2", "tokenizer_3"),
         optional=("text_encoder_3", "tokenizer_3"),
     ),
+    "sd15": FamilyEntry("StableDiffusionPipeline", f"{_HERE}.sd15:SD15", ("unet", "vae", "text_encoder"), shares=False),
 }
 
 
