@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tdm_serve.convert import convert
@@ -71,9 +74,9 @@ CASES = {
 BETAS = Betas(0.00085, 0.012, "scaled_linear")
 
 
-def _vp(sampler: str, *times: float) -> dict[str, Any]:
-    table = {"times": times, "sigmas": BETAS.sigmas(times), "shift": 1.0, "size_multiple": 8}
-    return {"sampler": sampler, "prediction": "epsilon", "betas": BETAS} | table
+def _vp(sampler: str, *times: float, betas: Betas = BETAS) -> dict[str, Any]:
+    table = {"times": times, "sigmas": betas.sigmas(times), "shift": 1.0}
+    return {"sampler": sampler, "prediction": "epsilon", "betas": betas} | table
 
 
 def _ddim(pipe: Any) -> Any:
@@ -96,6 +99,28 @@ CASES |= {
     ),
     "sd15-ddim": Case(
         tiny_folders.sd15, "sd15", _vp("ddim", 751.0, 501.0, 251.0, 1.0), FOUR, _ddim, UNET_LINEARS, "unet"
+    ),
+}
+
+PIXART_LINEARS = ("attn1.to_q", "attn2.to_k", "attn2.to_out.0", "ff.net.2", "adaln_single.linear")
+PIXART_CALL = FOUR | {"use_resolution_binning": False, "clean_caption": False, "max_sequence_length": 32}
+LINEAR = Betas(0.0001, 0.02)
+CASES |= {
+    "pixart-dpm": Case(
+        tiny_folders.pixart,
+        "pixart",
+        _vp("dpmpp_2m", 999.0, 749.0, 500.0, 250.0, betas=LINEAR),
+        PIXART_CALL,
+        lambda pipe: pipe.scheduler,
+        PIXART_LINEARS,
+    ),
+    "pixart-ddim": Case(
+        tiny_folders.pixart,
+        "pixart",
+        _vp("ddim", 751.0, 501.0, 251.0, 1.0, betas=LINEAR),
+        PIXART_CALL,
+        _ddim,
+        PIXART_LINEARS,
     ),
 }
 
@@ -172,7 +197,7 @@ def latents(engine: Engine, *requests: Request) -> Tensor:
 def their_latents(stock: Any, case: Case, request: Request) -> Tensor:
     result = stock(
         request.prompt,
-        negative_prompt=request.negative_prompt or None,
+        negative_prompt=request.negative_prompt,
         guidance_scale=request.guidance or 1.0,
         width=request.width,
         height=request.height,
@@ -185,6 +210,24 @@ def their_latents(stock: Any, case: Case, request: Request) -> Tensor:
 
 def relative(got: Tensor, expected: Tensor) -> float:
     return float((got - expected).abs().max() / expected.abs().max())
+
+
+@contextmanager
+def adapted(stock: Any, case: Case, adapter: Path) -> Iterator[None]:
+    """The stock pipeline with a LoRA, by its own loader, or by PEFT where it has none."""
+    if hasattr(stock, "load_lora_weights"):
+        stock.load_lora_weights(adapter)
+        yield
+        stock.unload_lora_weights()
+        return
+    plain, prefix = getattr(stock, case.network), f"{case.network}."
+    state = {key.removeprefix(prefix): value for key, value in load_file(adapter).items()}
+    names = {key.split(".lora_")[0] for key in state}
+    network = inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=names), deepcopy(plain))
+    assert not set_peft_model_state_dict(network, state).unexpected_keys
+    setattr(stock, case.network, network.eval())
+    yield
+    setattr(stock, case.network, plain)
 
 
 ASKED = (
@@ -225,11 +268,8 @@ def test_with_an_adapter_too(
     ours = Engine.load(chosen, device="cpu", dtype="float32", adapters=adapters.replace("alone", "fused"))
     plain = latents(engine, ASKED[0])
     got = latents(ours, ASKED[0], *([replace(ASKED[0], model="tiny")] if adapters != "alone" else []))
-    stock.load_lora_weights(adapter)
-    try:
+    with adapted(stock, case, adapter):
         expected = their_latents(stock, case, ASKED[0])
-    finally:
-        stock.unload_lora_weights()
     assert relative(got[:1], expected) <= 1e-4
     assert relative(plain, expected) > 1e-2  # the adapter does something
     assert adapters == "alone" or relative(got[1:], plain) <= 1e-6
@@ -313,6 +353,12 @@ def test_a_manifest_says_all_of_a_spec(case: Case, folder: Path) -> None:
         assert read_spec(folder, None, "tiny") == spec_of(case, folder)
     finally:
         (folder / MANIFEST).unlink()
+
+
+def test_of_pixart_only_512_pixels_are_read(tmp_path: Path) -> None:
+    folder = tiny_folders.pixart(tmp_path / "large", sample_size=128)
+    with pytest.raises(CheckpointError, match="of PixArt only 512 pixels are read"):
+        Engine.load(spec_of(CASES["pixart-ddim"], folder))
 
 
 def test_an_unknown_pipeline_class_lists_the_known(tmp_path: Path) -> None:

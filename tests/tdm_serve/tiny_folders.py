@@ -9,6 +9,8 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DPMSolverMultistepScheduler,
+    PixArtAlphaPipeline,
+    PixArtTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -162,5 +164,27 @@ def sd15(folder: Path) -> Path:
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+def pixart(folder: Path, sample_size: int = 64) -> Path:
+    """PixArt-alpha's kind; a `sample_size` of 128 is its 1024 pixels."""
+    transformer = PixArtTransformer2DModel(
+        sample_size=sample_size,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        num_attention_heads=2,
+        attention_head_dim=12,
+        cross_attention_dim=24,
+        caption_channels=16,
+    )
+    PixArtAlphaPipeline(
+        transformer=randomised(transformer, 0, 0.1),
+        scheduler=DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02, final_sigmas_type="zero"),
+        vae=autoencoder(4, 0.18215, None, quant=True),
+        text_encoder=t5_encoder(16, 1),
+        tokenizer=t5_tokenizer(),
     ).save_pretrained(folder)
     return folder

@@ -52,6 +52,9 @@ FAMILIES: dict[str, FamilyEntry] = {
         optional=("text_encoder_3", "tokenizer_3"),
     ),
     "sd15": FamilyEntry("StableDiffusionPipeline", f"{_HERE}.sd15:SD15", ("unet", "vae", "text_encoder"), shares=False),
+    "pixart": FamilyEntry(
+        "PixArtAlphaPipeline", f"{_HERE}.pixart:PixArt", ("transformer", "vae", "text_encoder"), shares=False
+    ),
 }
 
 
