@@ -17,7 +17,7 @@ import harness  # first: it sets the OpenMP policy before torch loads
 
 from tdm_finetune.evaluate import evaluate
 from tdm_finetune.evaluate_cli import method_of
-from tdm_finetune.scenes import CATEGORIES, Verdict
+from tdm_finetune.scenes import CATEGORIES, Split, Verdict
 from tdm_finetune.scenes.check import Seen
 from tdm_finetune.scenes.world import Spec, Thing
 from tdm_serve import Pipeline
@@ -49,7 +49,7 @@ def first_error(verdict: Verdict, spec: Spec) -> str | None:
     return "place" if coloured else "colour"
 
 
-def measure(model: str, split: str, n: int, steps: int | None) -> dict[str, Any]:
+def measure(model: str, split: Split, n: int, steps: int | None) -> dict[str, Any]:
     """The shares of errors by category."""
     found = evaluate(Pipeline.from_pretrained(model), split, n, steps=steps, repeats=None, second_judge=False)
     counts: dict[str, Counter[str | None]] = {name: Counter() for name in CATEGORIES}

@@ -1,23 +1,28 @@
-"""Writes a checkpoint as a plain diffusers folder, adapter fused, that stock diffusers loads."""
+"""For stock diffusers: a checkpoint as a plain folder with its adapters fused, or an adapter as one file."""
 
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any, cast
 
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from tdm_serve.errors import CheckpointError
+from tdm_serve.errors import CheckpointError, ConfigError, OutputError
 from tdm_serve.files import new_folder
 from tdm_serve.machine import versions
+from tdm_serve.models.catalog import resolve
 from tdm_serve.models.families.zimage import load_transformer
 from tdm_serve.models.inspect import checkpoint_hash
 from tdm_serve.models.load import examine
+from tdm_serve.models.lora import Stated, combined, read_base, read_lora, write_lora
 from tdm_serve.models.quiet import quiet_bars
 from tdm_serve.models.spec import MANIFEST, ModelSpec
 from tdm_serve.sampling import sigma_grid
+
+logger = logging.getLogger(__name__)
 
 KEPT = ("model_index.json", "vae", "text_encoder", "tokenizer")
 
@@ -36,6 +41,33 @@ def convert(model: str | Path, output: Path) -> Path:
         _write(spec, checkpoint_hash(spec, files), folder)
         forget_paths(folder)
     return output
+
+
+def convert_adapter(
+    adapter: Path,
+    base: str | Path,
+    output: Path,
+    format_name: str = "auto",
+    stated: Stated | None = None,
+    scale: float = 1.0,
+    *,
+    fold_alpha: bool = False,
+) -> Path:
+    """Writes a LoRA of any format that is read as `output`, which stock `load_lora_weights` takes. Returns it.
+
+    It is checked against `base`, an id or a diffusers folder, of which only the configuration is read.
+    """
+    if output.suffix != ".safetensors":
+        raise ConfigError(f"output {str(output)!r} must be a file that ends in .safetensors")
+    if output.exists():
+        raise OutputError(f"{output} exists; name a new file")
+    if scale == 0.0:
+        raise ConfigError("scale is 0, which would leave nothing of the adapter; it must be another number")
+    described = read_base(Path(base) if Path(base).is_dir() else resolve(base).base)
+    lora = read_lora(adapter, described, format_name, stated)
+    for warning in lora.warnings:
+        logger.warning("%s", warning)
+    return write_lora(combined([(lora, scale)]), output, described.component, fold_alpha=fold_alpha)
 
 
 def forget_paths(folder: Path) -> None:

@@ -29,6 +29,19 @@ DID_NOT_START = "the model did not start; the server's log says why"
 PLAIN = Terms()
 
 
+class Outside:
+    """What an answer takes beside the engine, such as compression: a moving average that predictions add."""
+
+    WEIGHT = 0.05  # of the newest answer
+
+    def __init__(self) -> None:
+        self.ms = 0.0
+
+    def add(self, ms: float) -> None:
+        """One answer's milliseconds outside the engine."""
+        self.ms += (self.WEIGHT if self.ms else 1.0) * (ms - self.ms)
+
+
 class Service:
     """`on_failure` is called when the engine could not start; `failure` then holds the reason."""
 
@@ -38,6 +51,7 @@ class Service:
         self.state = state
         self.store = Store(state.folder, settings.store_mb * MIB)
         self.feedback = Feedback(state, settings)
+        self.outside = Outside()
         self.created = int(time.time())
         self.failure: Exception | None = None
         self.on_failure: Callable[[], None] = _nothing

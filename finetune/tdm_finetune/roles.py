@@ -8,7 +8,6 @@ way a role is called like the network and lists its trainable tensors.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MethodType
@@ -16,13 +15,12 @@ from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tdm_finetune.trainee import Conditioning, Trainee
 from tdm_serve.errors import ConfigError
-from tdm_serve.models.adapters import METADATA_KEY, PREFIX, read_lora
+from tdm_serve.models.lora import Delta, Lora, read_lora, write_lora
 
 ADAPTER_FILE = "adapter.safetensors"
 FULL_FOLDER = "full"
@@ -142,27 +140,22 @@ class LoraRole:
 
     def _read(self, adapter: Path) -> None:
         """Starts from a LoRA file of the same targets; another scale alpha / r is folded into B."""
-        found, scale = read_lora(adapter)
+        found = read_lora(adapter).modules
         if set(found) != set(self.roles.names):
             odd = sorted(set(found) ^ set(self.roles.names))
             raise ConfigError(f"adapter {adapter} is for other modules than this trainer adapts, for example {odd[0]}")
-        rank = next(iter(found.values()))[0].shape[0]
-        if rank != self.roles.rank:
+        rank = next((delta.rank for delta in found.values() if delta.rank != self.roles.rank), None)
+        if rank is not None:
             raise ConfigError(f"rank is {self.roles.rank}, but adapter {adapter} has rank {rank}; use its rank")
-        factor = scale / (self.roles.alpha / self.roles.rank)
-        self.pairs = [(found[name][0].float(), found[name][1].float() * factor) for name in self.roles.names]
+        scale = self.roles.alpha / self.roles.rank
+        deltas = [found[name] for name in self.roles.names]
+        self.pairs = [(delta.a.float(), delta.b.float() * (delta.scale / scale)) for delta in deltas]
 
     def save(self, folder: Path) -> None:
         """`adapter.safetensors` in bfloat16 as diffusers' `load_lora_weights` reads it, alpha in the metadata."""
-        tensors: dict[str, Tensor] = {}
-        for name, (a, b) in zip(self.roles.names, self.pairs, strict=True):
-            tensors[f"{PREFIX}{name}.lora_A.weight"] = a.detach().cpu().to(torch.bfloat16)
-            tensors[f"{PREFIX}{name}.lora_B.weight"] = b.detach().cpu().to(torch.bfloat16)
-        settings = {"r": self.roles.rank, "lora_alpha": self.roles.alpha, "target_modules": self.roles.names}
-        described = json.dumps({PREFIX + key: value for key, value in settings.items()}, sort_keys=True)
-        temporary = folder / f".{ADAPTER_FILE}.part"
-        save_file(tensors, temporary, metadata={"format": "pt", METADATA_KEY: described})
-        temporary.replace(folder / ADAPTER_FILE)
+        scale = self.roles.alpha / self.roles.rank
+        deltas = {name: Delta(a, b, scale) for name, (a, b) in zip(self.roles.names, self.pairs, strict=True)}
+        write_lora(Lora(deltas, "trained"), folder / ADAPTER_FILE, dtype=torch.bfloat16)
 
 
 class FullRole:

@@ -16,11 +16,13 @@ from tdm_finetune.cache import Frozen
 from tdm_finetune.process import Flow
 from tdm_finetune.scoring import SCENES, World
 from tdm_finetune.trainee import Conditioning, Prompt
+from tdm_serve.errors import ConfigError
 from tdm_serve.models.families.zimage import load_transformer
 from tdm_serve.models.families.zimage_denoiser import Block, ZImageDenoiser
 from tdm_serve.models.inspect import checkpoint_hash
 from tdm_serve.models.load import examine
 from tdm_serve.models.quiet import quiet_bars
+from tdm_serve.models.spec import Adapter, ModelSpec
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "w1", "w2", "w3")
 
@@ -53,6 +55,18 @@ def repeated(denoiser: ZImageDenoiser) -> list[nn.Module]:
     return [*(block.modulation for block in blocks if block.modulation is not None), *blocks]
 
 
+def _start(spec: ModelSpec) -> Path | None:
+    """The adapter that training goes on from: one, as strong as its file says."""
+    if not spec.adapters:
+        return None
+    if spec.adapters != (Adapter(spec.adapters[0].path),):
+        raise ConfigError(
+            f"{spec.id} has {len(spec.adapters)} adapters or one with settings beside its file; training goes on from "
+            "a single plain one, which `tdm-serve convert` writes"
+        )
+    return spec.adapters[0].path
+
+
 class ZImageTrainee:
     """A Z-Image transformer with its frozen parts as a `Trainee`; `adapter` belongs to it and is not yet applied."""
 
@@ -83,14 +97,14 @@ class ZImageTrainee:
         """From an id or a folder; raises as the SDK's loader does."""
         spec, files = examine(checkpoint)
         with quiet_bars():
-            transformer = load_transformer(replace(spec, adapter=None))
+            transformer = load_transformer(replace(spec, adapters=()))
         return cls(
             transformer,
             Frozen.load(spec.base / "vae", spec.base),
             shift=spec.shift,
             picture_size=(spec.width, spec.height),
             text_tokens=text_tokens,
-            adapter=spec.adapter,
+            adapter=_start(spec),
             checkpoint_hash=checkpoint_hash(spec, files),
         )
 

@@ -40,7 +40,7 @@ COMMANDS: dict[str, Command] = {
     "models": Command("tdm_serve.cli.models", "list the models that have a name"),
     "finetune": Command("tdm_finetune.cli", "train a part of a model, or distil it to few steps"),
     "eval": Command("tdm_finetune.evaluate_cli", "score a checkpoint on the synthetic world's prompts"),
-    "convert": Command("tdm_serve.cli.convert", "write a plain diffusers folder with the adapter fused"),
+    "convert": Command("tdm_serve.cli.convert", "write a checkpoint or an adapter as stock diffusers loads it"),
     "export": Command("tdm_serve.cli.export", "export a checkpoint to ONNX, TensorRT or a compiled package"),
 }
 

@@ -6,12 +6,14 @@ import hashlib
 import json
 import struct
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from tdm_serve.errors import CheckpointError
 from tdm_serve.files import sha256
 from tdm_serve.models.families.table import FAMILIES, INDEX
-from tdm_serve.models.spec import ModelSpec
+from tdm_serve.models.lora.files import adapter_parts
+from tdm_serve.models.spec import Adapter, ModelSpec
 
 PICKLES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
 NETWORKS = frozenset({"transformer", "unet", "vae"})  # diffusers' parts; text encoders are transformers'
@@ -42,13 +44,16 @@ def _stem(component: str) -> str:
 
 
 def adapter_files(spec: ModelSpec) -> list[Path]:
-    """The weight files of a version alone, checked."""
-    if spec.adapter is None:
-        return []
-    if not spec.adapter.is_file():
-        raise CheckpointError(f"{spec.base} names the adapter {spec.adapter.name}, which is missing")
-    _check_whole(spec.adapter)
-    return [spec.adapter]
+    """The files of a version alone, checked; what torch.save wrote is checked when it is read."""
+    files: list[Path] = []
+    for adapter in spec.adapters:
+        if not adapter.path.exists():
+            raise CheckpointError(f"{spec.base} names the adapter {adapter.path.name}, which is missing")
+        files += adapter_parts(adapter.path)
+    for path in files:
+        if path.suffix == ".safetensors":
+            _check_whole(path)
+    return files
 
 
 def _component_files(folder: Path, stem: str) -> list[Path]:
@@ -112,6 +117,9 @@ def checkpoint_hash(spec: ModelSpec, files: Iterable[Path], digest: Digest = sha
     total.update(repr((spec.sampler, spec.sigmas, spec.guidance)).encode())
     if (beyond := (spec.prediction, spec.betas, spec.times)) != ("flow", None, ()):  # so that older digests stay
         total.update(repr(beyond).encode())
+    stated = [replace(one, path=Path()) for one in spec.adapters]
+    if any(one != Adapter(Path()) for one in stated):
+        total.update(repr(stated).encode())
     return total.hexdigest()[:16]
 
 

@@ -59,7 +59,8 @@ def load(
     specs = [spec, *(_of_same_base(resolve(name), spec) for name in names[1:])]
     if len(specs) > 1 and not FAMILIES[spec.family].shares:
         raise ConfigError(f"family {spec.family!r} serves one version of a base at a time; {len(specs)} were named")
-    base, digest = [path for path in files if path != spec.adapter], cache(sha256)
+    own_files = adapter_files(spec)
+    base, digest = [path for path in files if path not in own_files], cache(sha256)
     own = [[*base, *adapter_files(one)] for one in specs]
     target = pick_device(device)
     try:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tdm_serve.models.adapters import Lora
+from tdm_serve.models.lora import Delta
 
 Route = tuple[tuple[str, int], ...]  # (version, rows) of each run of rows in a batch; () is the base for all
 
@@ -61,19 +61,19 @@ class Routed(nn.Module):
             y[..., rows] += F.linear(F.linear(x, a), b)
         return y
 
-    def fused(self, adapters: Mapping[str, Lora]) -> Tensor:
+    def fused(self, adapters: Mapping[str, Delta]) -> Tensor:
         """The base weight with `adapters` (part name -> adapter) added in float32."""
         weight = self.base.weight.detach().clone()
-        for name, lora in adapters.items():
+        for name, delta in adapters.items():
             rows = self.parts[name]
-            weight[rows] = lora.added_to(weight[rows])
+            weight[rows] = delta.added_to(weight[rows])
         return weight
 
-    def thin(self, adapters: Mapping[str, Lora]) -> Thin:
+    def thin(self, adapters: Mapping[str, Delta]) -> Thin:
         like = self.base.weight
         parts = [
-            (self.parts[name], lora.a.to(like), (lora.scale * lora.b.float()).to(like))
-            for name, lora in adapters.items()
+            (self.parts[name], delta.a.to(like), (delta.scale * delta.b.float()).to(like))
+            for name, delta in adapters.items()
         ]
         return Thin(tuple(parts))
 

@@ -54,6 +54,18 @@ class Betas:
 
 
 @dataclass(frozen=True, slots=True)
+class Adapter:
+    """One adapter of a version: where it is, how strong, and what its file may not say of itself (None)."""
+
+    path: Path
+    scale: float = 1.0
+    format: str = "auto"
+    rank: int | None = None
+    alpha: float | None = None
+    targets: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """One version of one checkpoint, resolved: what to load and how to sample."""
 
@@ -61,7 +73,7 @@ class ModelSpec:
     family: str
     base: Path
     version: str
-    adapter: Path | None
+    adapters: tuple[Adapter, ...]
     sampler: str
     shift: float
     sigmas: tuple[float, ...]
@@ -116,7 +128,7 @@ def read_spec(folder: Path, version: str | None, model_id: str) -> ModelSpec:
             family=str(manifest["family"]),
             base=folder,
             version=name,
-            adapter=folder / str(chosen["adapter"]) if chosen.get("adapter") else None,
+            adapters=_adapters(chosen, folder),
             sampler=str(chosen["sampler"]),
             shift=float(chosen["shift"]),
             sigmas=betas.sigmas(times) if betas else tuple(float(s) for s in chosen["sigmas"]),
@@ -148,6 +160,29 @@ def _betas(found: Mapping[str, Any] | None) -> Betas | None:
     betas = Betas(start, end, str(found.get("schedule", "linear")), int(found.get("steps", 1000)))
     betas.alphas()
     return betas
+
+
+def _adapters(version: Mapping[str, Any], folder: Path) -> tuple[Adapter, ...]:
+    """`adapter`: nothing, a file's name, a table of `Adapter`'s fields, or a list of such."""
+    found = version.get("adapter") or []
+    entries = cast(list[Any], found if isinstance(found, list) else [found])
+    return tuple(_adapter({"path": entry} if isinstance(entry, str) else entry, folder) for entry in entries)
+
+
+def _adapter(entry: Mapping[str, Any], folder: Path) -> Adapter:
+    odd = sorted(set(entry) - {"path", "scale", "format", "rank", "alpha", "targets"})
+    scale = float(entry.get("scale", 1.0))
+    if odd or not isfinite(scale):
+        raise ValueError(f"an adapter has {odd or scale}; it takes path, a finite scale, format, rank, alpha, targets")
+    rank, alpha = entry.get("rank"), entry.get("alpha")
+    return Adapter(
+        folder / str(entry["path"]),
+        scale,
+        str(entry.get("format", "auto")),
+        None if rank is None else int(rank),
+        None if alpha is None else float(alpha),
+        tuple(str(target) for target in entry.get("targets", ())),
+    )
 
 
 def _preview_matrix(manifest: Mapping[str, Any]) -> Colours | None:

@@ -9,16 +9,17 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
 
 from tdm_serve.errors import CheckpointError, ConfigError
-from tdm_serve.models.adapters import Lora, check_fits, read_adapters
+from tdm_serve.models.adapters import read_adapters
+from tdm_serve.models.lora import Base, Delta
 from tdm_serve.models.routed import Routed, Thin
+from tdm_serve.models.spec import Adapter
 
 logger = logging.getLogger(__name__)
 
@@ -41,13 +42,20 @@ class Versions:
     """The versions of one base. One thread loads and unloads; any thread may read the counters."""
 
     def __init__(
-        self, shared: Mapping[str, Routed], paths: Mapping[str, Path | None], adapters: Adapters = "fused"
+        self,
+        base: Base,
+        shared: Mapping[str, Routed],
+        versions: Mapping[str, Sequence[Adapter]],
+        adapters: Adapters = "fused",
     ) -> None:
-        """`shared` are the base's linears by the name that adapters use; `paths` are versions' adapters, if any."""
+        """`shared` are those of the base's linears that adapters may change, by name; `versions` have adapters or none.
+
+        A single version has none here, because its adapters are in the base weights.
+        """
         if adapters not in ("fused", "separate"):
             raise ConfigError(f"adapters is {adapters!r}; it must be fused or separate")
         self.limit_bytes: int | None = None
-        self._shared, self._paths, self._adapters = shared, dict(paths), adapters
+        self._base, self._shared, self._versions, self._adapters = base, shared, dict(versions), adapters
         self._bytes: OrderedDict[str, int] = OrderedDict()  # of those in memory, the latest used one last
         self._loads = self._unloads = 0
         self._lock = threading.Lock()
@@ -57,7 +65,7 @@ class Versions:
         if memory_mb is not None and not 0 < memory_mb < float("inf"):
             raise ConfigError(f"memory_mb is {memory_mb}; it must be a positive number")
         self.limit_bytes = None if memory_mb is None else int(memory_mb * MIB)
-        for version in reversed(self._paths):  # so that the default is the latest used one
+        for version in reversed(self._versions):  # so that the default is the latest used one
             self.use(version)
             if self.limit_bytes is not None and self._bytes[version] > self.limit_bytes:
                 raise ConfigError(
@@ -90,15 +98,14 @@ class Versions:
     @torch.inference_mode()
     def _load(self, version: str) -> int:
         """Puts a version's weights beside the shared ones, all or none; returns their bytes."""
-        path = self._paths[version]
-        if path is None:  # the base itself, or a single version whose adapter is in the base weights
+        lora = read_adapters(self._versions[version], self._base)
+        if lora is None:
             return 0
-        adapters = read_adapters(path)
-        for name, lora in adapters.items():
-            self._check(path, name, lora)
-        grouped: dict[Routed, dict[str, Lora]] = {}
-        for name, lora in adapters.items():
-            grouped.setdefault(self._shared[name], {})[name] = lora
+        grouped: dict[Routed, dict[str, Delta]] = {}
+        for name, delta in lora.modules.items():
+            if name not in self._shared:
+                raise CheckpointError(f"adapter {lora.source} names {name}, which versions of one base cannot share")
+            grouped.setdefault(self._shared[name], {})[name] = delta
         own: dict[Routed, torch.Tensor | Thin] = {
             routed: routed.fused(parts) if self._adapters == "fused" else routed.thin(parts)
             for routed, parts in grouped.items()
@@ -106,13 +113,6 @@ class Versions:
         for routed, weight in own.items():
             routed.own[version] = weight
         return sum(weight.nbytes for weight in own.values())
-
-    def _check(self, path: Path, name: str, lora: Lora) -> None:
-        if name not in self._shared:
-            raise CheckpointError(f"adapter {path} names {name}, which the base does not have or cannot share")
-        routed = self._shared[name]
-        rows = routed.parts[name]
-        check_fits(path, name, lora, (rows.stop - rows.start, routed.base.weight.shape[1]))
 
     def _unload(self, version: str) -> None:
         for routed in self._shared.values():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tdm_serve.scheduler.nouns import Stage
 
-MEMORY = 0.95  # part of the past that stays with each run
+MEMORY = 0.97  # part of the past that stays with each run
 BOUND = 2.0  # a ratio is taken as at most this and at least one over it, so that a stall spoils little
 
 UP, DOWN = 0.06, 0.025  # steps of what is left free for company

@@ -18,6 +18,7 @@ from tdm_finetune.zimage import ZImageTrainee
 from tdm_serve import Pipeline
 from tdm_serve.errors import CheckpointError, OutputError
 from tdm_serve.models.catalog import EMBEDDED, resolve
+from tdm_serve.models.spec import Adapter
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +66,14 @@ def test_a_reinforced_version_is_the_default_beside_the_distilled_one(runs: Asse
     (reinforced / "config.json").write_text(json.dumps(config))
     folder = assemble(replace(runs, output=tmp_path / "out", tdm_r1=reinforced))
     assert resolve(folder).version == "tdm-r1"
-    assert resolve(f"{folder}@tdm").adapter == folder / "adapters" / "tdm.safetensors"
+    assert resolve(f"{folder}@tdm").adapters == (Adapter(folder / "adapters" / "tdm.safetensors"),)
     # the run it started from is a stage of its own, so its record is there once
     assert sorted(path.name for path in (folder / "training" / "tdm-r1").iterdir()) == ["config.json", "log.jsonl"]
 
 
 def test_without_a_distillation_the_teacher_is_the_default(runs: AssembleConfig, tmp_path: Path) -> None:
     spec = resolve(assemble(replace(runs, output=tmp_path / "out", tdm=None)))
-    assert (spec.version, spec.adapter, len(spec.sigmas)) == ("teacher", None, 25)
+    assert (spec.version, spec.adapters, len(spec.sigmas)) == ("teacher", (), 25)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,9 @@ from toy_trainee import SHAPE, ToyTrainee, bits, diffusion, same
 from tdm_finetune.roles import ADAPTER_FILE, FULL_FOLDER, Adapted, LoraRole, Role, Roles
 from tdm_finetune.trainee import Conditioning
 from tdm_serve.errors import CheckpointError, ConfigError
-from tdm_serve.models.adapters import fuse_lora, read_lora
+from tdm_serve.models.adapters import fuse_adapters
+from tdm_serve.models.lora import read_lora
+from tdm_serve.models.spec import Adapter
 
 RANKS = pytest.mark.parametrize("rank", [2, 0], ids=["lora", "full"])
 Inputs = tuple[Tensor, Tensor, Conditioning]
@@ -136,7 +138,7 @@ def test_a_saved_role_is_read_back(tmp_path: Path) -> None:
     role = moved(Roles(trainee, 2, 5.0).new(random()))
     role.save(tmp_path)
     output = role(*inputs(trainee))
-    assert read_lora(tmp_path / ADAPTER_FILE)[1] == 2.5
+    assert {delta.scale for delta in read_lora(tmp_path / ADAPTER_FILE).modules.values()} == {2.5}
     for alpha in (5.0, 1.0, 16.0):
         again = Roles(other := ToyTrainee(), 2, alpha).new(random(9), tmp_path / ADAPTER_FILE)
         torch.testing.assert_close(again(*inputs(other)), output, rtol=0.02, atol=0.01)
@@ -151,8 +153,8 @@ def test_a_saved_role_is_read_back(tmp_path: Path) -> None:
 
 def deltas(folder: Path) -> dict[str, Tensor]:
     """What a LoRA file adds to each weight."""
-    pairs, scale = read_lora(folder / ADAPTER_FILE)
-    return {name: scale * (b.float() @ a.float()) for name, (a, b) in pairs.items()}
+    modules = read_lora(folder / ADAPTER_FILE).modules
+    return {name: delta.added_to(torch.zeros(delta.shape)) for name, delta in modules.items()}
 
 
 def test_adapters_that_do_not_fit_are_refused(tmp_path: Path) -> None:
@@ -182,7 +184,7 @@ def test_serving_fuses_what_training_saved(tmp_path: Path) -> None:
     role.save(tmp_path)
     served, given = TinyZImage(), zimage_inputs()
     plain = served.net(given[0], given[1], *given[2])
-    assert fuse_lora(served.transformer, tmp_path / ADAPTER_FILE) == 28
+    assert fuse_adapters(served.transformer, (Adapter(tmp_path / ADAPTER_FILE),)) == 28
     fused = served.net(given[0], given[1], *given[2])
     assert (fused - plain).abs().max() > 0.1
     torch.testing.assert_close(role(*given), fused, rtol=0.05, atol=0.05)  # the file is in bfloat16

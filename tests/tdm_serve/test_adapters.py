@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
+import numpy as np
 import pytest
 import torch
 from diffusers import ZImagePipeline, ZImageTransformer2DModel
 from peft import LoraConfig, get_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from tdm_finetune.roles import ADAPTER_FILE, Role, Roles
 from tdm_finetune.trainee import Conditioning, Trainee
 from tdm_finetune.zimage import VelocityNet, linears
+from tdm_serve import Pipeline
+from tdm_serve.engine import Engine
 from tdm_serve.errors import CheckpointError
-from tdm_serve.models.adapters import METADATA_KEY, fuse_lora, read_lora
+from tdm_serve.models.adapters import fuse_adapters
+from tdm_serve.models.catalog import EMBEDDED
 from tdm_serve.models.families.zimage_denoiser import ZImageDenoiser
+from tdm_serve.models.inspect import checkpoint_hash
+from tdm_serve.models.load import examine, load
+from tdm_serve.models.lora import combined, read_lora, write_lora
+from tdm_serve.models.spec import MANIFEST, Adapter
 
 
 def transformer() -> ZImageTransformer2DModel:
@@ -56,7 +67,7 @@ def test_fusing_equals_stock_diffusers(adapter: Path) -> None:
     stock, ours = transformer(), transformer()
     state, metadata = ZImagePipeline.lora_state_dict(str(adapter), return_lora_metadata=True)
     ZImagePipeline.load_lora_into_transformer(state, stock, metadata=metadata)
-    assert fuse_lora(ours, adapter) == len(linears(ours)) == 28
+    assert fuse_adapters(ours, (Adapter(adapter),)) == len(linears(ours)) == 28
     assert torch.allclose(output(ours), output(stock), atol=1e-5)
     assert not torch.allclose(output(ours), output(transformer()), atol=1e-2)
 
@@ -67,80 +78,94 @@ def test_fusing_equals_the_trainers_role(adapter: Path) -> None:
     latents, sigma = torch.randn(2, 4, 8, 8, generator=random), torch.tensor([0.3, 0.9])
     conditioning: Conditioning = text
     fused = transformer()
-    fuse_lora(fused, adapter)
+    fuse_adapters(fused, (Adapter(adapter),))
     with torch.no_grad():
         served = VelocityNet(ZImageDenoiser(fused))(latents, sigma, *conditioning)
         trained = new_role(adapter)(latents, sigma, conditioning)
         assert not torch.allclose(new_role()(latents, sigma, conditioning), served, atol=1e-2)
     assert torch.allclose(trained, served, atol=1e-5)
-    assert read_lora(adapter)[1] == 2.5
+    assert {delta.scale for delta in read_lora(adapter).modules.values()} == {2.5}
 
 
-def test_a_peft_file_without_metadata_has_scale_one(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")  # two are what this is about
+def test_several_adapters_with_scales_equal_peft(tmp_path: Path) -> None:
+    """PEFT's own sum of two active adapters, alphas different from the rank."""
+    model, given = transformer(), []
+    for name, targets, scale in (("a", ["to_q", "w1"], 0.125), ("b", ["to_q", "to_v"], -1.5)):
+        torch.manual_seed(len(given))
+        model.add_adapter(LoraConfig(r=4, lora_alpha=10, target_modules=targets, init_lora_weights=False), name)
+        model.save_lora_adapter(tmp_path / name, adapter_name=name)
+        given.append(Adapter(tmp_path / name, scale))
+    model.set_adapters(["a", "b"], [one.scale for one in given])
+    ours = transformer()
+    assert fuse_adapters(ours, given) == len(
+        [name for name, _ in ours.named_modules() if name.endswith(("to_q", "to_v", "w1"))]
+    )
+    assert torch.allclose(output(ours), output(model), atol=1e-4)
+    assert not torch.allclose(output(ours), output(transformer()), atol=1e-2)
+
+
+def test_no_adapter_changes_nothing() -> None:
+    ours = transformer()
+    assert fuse_adapters(ours, ()) == 0
+    assert torch.equal(output(ours), output(transformer()))
+
+
+def test_what_the_user_must_know_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = transformer()
     model.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=["to_q"], init_lora_weights=False), "x")
-    state = {f"transformer.{k}": v.contiguous() for k, v in get_peft_model_state_dict(model, adapter_name="x").items()}
-    save_file(state, tmp_path / "a.safetensors")
-    assert read_lora(tmp_path / "a.safetensors")[1] == 1.0
-    ours = transformer()
-    fuse_lora(ours, tmp_path / "a.safetensors")
-    assert torch.allclose(output(ours), output(model), atol=1e-5)
-
-
-def test_a_file_that_does_not_fit_names_what(adapter: Path, tmp_path: Path) -> None:
-    tensors = load_file(adapter)
-    name = "transformer.layers.0.attention.to_q"
-    broken = tmp_path / "broken.safetensors"
-    save_file(tensors | {f"{name}.lora_A.weight": torch.zeros(4, 7)}, broken)
-    with pytest.raises(CheckpointError, match=r"layers.0.attention.to_q by \(48, 7\)"):
-        fuse_lora(transformer(), broken)
-    save_file({k: v for k, v in tensors.items() if k != f"{name}.lora_B.weight"}, broken)
-    with pytest.raises(CheckpointError, match="lacks"):
-        read_lora(broken)
     save_file(
-        {
-            "transformer.nowhere.lora_A.weight": torch.zeros(4, 7),
-            "transformer.nowhere.lora_B.weight": torch.zeros(7, 4),
-        },
-        broken,
+        {f"transformer.{k}": v for k, v in get_peft_model_state_dict(model, adapter_name="x").items()},
+        tmp_path / "a.safetensors",
     )
-    with pytest.raises(CheckpointError, match="nowhere"):
-        fuse_lora(transformer(), broken)
-    save_file({f"transformer.layers.0.attention.lora_{x}.weight": torch.zeros(4, 4) for x in "AB"}, broken)
-    with pytest.raises(CheckpointError, match=r"layers\.0\.attention, which"):
-        fuse_lora(transformer(), broken)
-    save_file({"alpha": torch.zeros(1)}, broken)
-    with pytest.raises(CheckpointError, match="'alpha'"):
-        read_lora(broken)
-    save_file({}, broken)
-    with pytest.raises(CheckpointError, match="no LoRA"):
-        read_lora(broken)
-    broken.write_bytes(b"nothing")
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        read_lora(broken)
+    ours = transformer()
+    fuse_adapters(ours, (Adapter(tmp_path / "a.safetensors"),))
+    assert torch.allclose(output(ours), output(model), atol=1e-5)
+    assert "says no alpha; it is taken as the rank" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("settings", "sentence"),
-    [
-        ('{"transformer.rank_pattern": {"to_q": 8}}', "differently .rank_pattern"),
-        ('{"transformer.alpha_pattern": {"to_q": 8}}', "differently .alpha_pattern"),
-        ('{"transformer.use_rslora": true}', "differently .use_rslora"),
-        ('{"transformer.lora_alpha": "much"}', "unusable metadata"),
-        ("[]", "unusable metadata"),
-        ("{", "unusable metadata"),
-    ],
-)
-def test_scales_that_are_not_read_are_refused(adapter: Path, tmp_path: Path, settings: str, sentence: str) -> None:
-    """Fusing them with one scale would give wrong pictures in silence."""
-    save_file(load_file(adapter), tmp_path / "a.safetensors", metadata={METADATA_KEY: settings})
-    with pytest.raises(CheckpointError, match=sentence):
-        read_lora(tmp_path / "a.safetensors")
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded one with a version of two halves of its adapter, one by its scale and one by its file."""
+    folder = Path(shutil.copytree(EMBEDDED, tmp_path_factory.mktemp("checkpoint") / "scenes"))
+    manifest = json.loads((folder / MANIFEST).read_text())
+    name = "adapters/tdm.safetensors"
+    halves = [{"path": name, "scale": 0.5}, {"path": "half.safetensors"}]
+    write_lora(combined([(read_lora(folder / name), 0.5)]), folder / "half.safetensors", fold_alpha=True)
+    manifest["versions"]["halves"] = manifest["versions"]["tdm"] | {"adapter": halves}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    return folder
 
 
-def test_several_ranks_are_refused(adapter: Path, tmp_path: Path) -> None:
-    name = "transformer.layers.0.attention.to_q"
-    wider = {f"{name}.lora_A.weight": torch.zeros(6, 48), f"{name}.lora_B.weight": torch.zeros(48, 6)}
-    save_file(load_file(adapter) | wider, tmp_path / "a.safetensors")
-    with pytest.raises(CheckpointError, match="several ranks"):
-        read_lora(tmp_path / "a.safetensors")
+@pytest.mark.parametrize("adapters", ["alone", "fused", "separate"])
+def test_a_version_of_two_adapters_is_served(checkpoint: Path, adapters: str) -> None:
+    names = [f"{checkpoint}@halves", f"{checkpoint}@tdm"]
+    if adapters == "alone":
+        halves, whole = (Pipeline.from_pretrained(name)("two red circles", seed=3)[0].image for name in names)
+    else:
+        pipeline = Pipeline(Engine.load(names, adapters=adapters))
+        halves, whole = (pipeline("two red circles", seed=3, model=name)[0].image for name in names)
+    assert np.abs(np.asarray(halves).astype(int) - np.asarray(whole).astype(int)).max() <= 8
+    assert np.asarray(whole).std() > 1
+
+
+def test_scales_are_part_of_the_digest(checkpoint: Path) -> None:
+    hashes = {load(f"{checkpoint}@{version}").served[0].checkpoint_hash for version in ("halves", "tdm", "teacher")}
+    assert len(hashes) == 3
+    spec, files = examine(f"{checkpoint}@tdm")
+    assert checkpoint_hash(replace(spec, adapters=(replace(spec.adapters[0], scale=0.5),)), files) not in hashes
+
+
+def test_a_manifest_with_an_odd_adapter_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(checkpoint, tmp_path / "c"))
+    manifest = json.loads((folder / MANIFEST).read_text())
+    for odd, sentence in (
+        ({"path": "a", "strength": 1}, "it takes path, a finite scale"),
+        ({"scale": 1}, "not usable"),
+        ({"path": "a", "scale": "much"}, "not usable"),
+        ("nowhere.safetensors", "nowhere.safetensors, which is missing"),
+    ):
+        manifest["versions"]["tdm"]["adapter"] = odd
+        (folder / MANIFEST).write_text(json.dumps(manifest))
+        with pytest.raises(CheckpointError, match=sentence):
+            examine(f"{folder}@tdm")

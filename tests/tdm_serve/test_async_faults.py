@@ -59,8 +59,9 @@ def run(device: ToyDevice, tmp_path: Path) -> Run:
             await engine.close()
 
     def play(what: Callable[[AsyncEngine], Awaitable[Any]]) -> Any:
+        before = set(threading.enumerate())  # engines of other tests may be running
         result = asyncio.run(scene(what))
-        assert not [thread for thread in threading.enumerate() if thread.name.startswith("tdm-serve")]
+        assert not [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("tdm-serve")]
         gc.collect()
         assert not list(device.live)
         return result

@@ -10,9 +10,10 @@ import torch
 from diffusers import ZImagePipeline
 
 from tdm_serve import Pipeline
-from tdm_serve.convert import convert
+from tdm_serve.convert import convert, convert_adapter
 from tdm_serve.errors import CheckpointError, OutputError
 from tdm_serve.models.catalog import EMBEDDED
+from tdm_serve.models.lora import read_lora
 
 PROMPTS = ("two red circles", "a blue ring left of a yellow star", 'the word "HI" in green')
 
@@ -88,3 +89,18 @@ def test_a_failed_conversion_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
         convert(tmp_path, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("fold", [False, True], ids=["metadata", "folded"])
+def test_a_converted_adapter_on_a_stock_pipeline(tmp_path: Path, fold: bool) -> None:
+    """`load_lora_weights` on the plain base makes the pictures of the version that has the adapter."""
+    adapter = EMBEDDED / "adapters" / "tdm.safetensors"
+    assert {delta.scale for delta in read_lora(adapter).modules.values()} != {1.0}
+    pipe = ZImagePipeline.from_pretrained(convert("default-teacher", tmp_path / "base"), dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.load_lora_weights(str(convert_adapter(adapter, "default", tmp_path / "a.safetensors", fold_alpha=fold)))
+    random = torch.Generator("cpu").manual_seed(3)
+    theirs = pipe("two red circles", num_inference_steps=4, guidance_scale=0.0, width=128, height=128, generator=random)
+    ours = Pipeline.from_pretrained("default-tdm")("two red circles", seed=3)[0].image
+    assert np.abs(np.asarray(theirs.images[0]).astype(int) - np.asarray(ours).astype(int)).max() <= (8 if fold else 2)
+    assert np.asarray(ours).std() > 1

@@ -22,9 +22,9 @@ from tdm_serve.convert import convert
 from tdm_serve.core import Request
 from tdm_serve.engine import Engine
 from tdm_serve.errors import CheckpointError, ConfigError, PromptTooLong
-from tdm_serve.models.adapters import METADATA_KEY
 from tdm_serve.models.families.table import FAMILIES, detect
-from tdm_serve.models.spec import MANIFEST, Betas, ModelSpec, read_spec
+from tdm_serve.models.lora.files import METADATA_KEY
+from tdm_serve.models.spec import MANIFEST, Adapter, Betas, ModelSpec, read_spec
 from tdm_serve.sampling import sigma_grid, solver_grid
 from tests.tdm_serve import tiny_folders
 
@@ -131,7 +131,7 @@ def spec_of(case: Case, folder: Path, adapter: Path | None = None, name: str = "
         "family": case.family,
         "base": folder,
         "version": name,
-        "adapter": adapter,
+        "adapters": () if adapter is None else (Adapter(adapter),),
         "guidance": 1.0,
         "width": 64,
         "height": 64,

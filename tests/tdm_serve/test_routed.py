@@ -12,9 +12,11 @@ from torch import Tensor
 
 from tdm_serve.backends.base import by_version
 from tdm_serve.errors import CheckpointError
-from tdm_serve.models.adapters import adapted_names, fuse_lora
+from tdm_serve.models.adapters import fuse_adapters, read_adapters
 from tdm_serve.models.families.zimage_denoiser import ZImageDenoiser
+from tdm_serve.models.lora import base_of
 from tdm_serve.models.routed import route_of
+from tdm_serve.models.spec import Adapter
 from tdm_serve.models.versions import Adapters, Versions
 
 EVERYWHERE = (
@@ -69,9 +71,11 @@ def predict(denoiser: ZImageDenoiser, versions: list[str]) -> Tensor:
 def shared(paths: dict[str, Path | None], adapters: Adapters) -> tuple[ZImageDenoiser, Versions]:
     model = transformer()
     denoiser = ZImageDenoiser(model)
-    wanted = {name for path in paths.values() if path is not None for name in adapted_names(path)}
+    base = base_of(model, "tiny")
+    given = {version: () if path is None else (Adapter(path),) for version, path in paths.items()}
+    wanted = {name for own in given.values() if (lora := read_adapters(own, base)) for name in lora.modules}
     routed = denoiser.share({module: name for name, module in model.named_modules()}, wanted)
-    versions = Versions(routed, paths, adapters)
+    versions = Versions(base, routed, given, adapters)
     for version in paths:
         versions.use(version)
     return denoiser.pack(), versions
@@ -91,7 +95,7 @@ def test_mixed_rows_equal_adapters_in_the_weights(paths: dict[str, Path | None],
     for version, path in paths.items():
         alone = transformer()
         if path is not None:
-            fuse_lora(alone, path)
+            fuse_adapters(alone, (Adapter(path),))
         expected = predict(ZImageDenoiser(alone).pack(), [""] * 4)
         mine = torch.tensor([row == version for row in rows])
         assert torch.allclose(mixed[mine], expected[mine], atol=2e-5 * float(expected.abs().max()))
@@ -121,11 +125,14 @@ def test_an_unloaded_version_leaves_nothing(paths: dict[str, Path | None]) -> No
 
 def test_what_no_route_reaches_is_refused(tmp_path: Path) -> None:
     """The time embedding calls its linears itself; adapted silently by the base's weight, pictures would be wrong."""
-    for name in ("t_embedder.mlp.0", "nowhere.at.all"):
+    for name, why in (
+        ("t_embedder.mlp.0", "versions of one base cannot share"),
+        ("nowhere.at.all", "the base does not"),
+    ):
         path = tmp_path / "a.safetensors"
-        a, b = torch.zeros(3, 256), torch.zeros(1024, 3)
+        a, b = torch.ones(3, 256), torch.ones(1024, 3)
         save_file({f"transformer.{name}.lora_A.weight": a, f"transformer.{name}.lora_B.weight": b}, path)
-        with pytest.raises(CheckpointError, match=rf"{name}, which the base does not have or cannot share"):
+        with pytest.raises(CheckpointError, match=rf"{name}, which {why}"):
             shared({"x": path}, "fused")
 
 

@@ -36,21 +36,25 @@ def images_router(service: Service, limiter: Limiter) -> APIRouter:
 
         The header `x-eta-ms` says in how many milliseconds they were predicted to be there when they were accepted.
         """
+        began = time.perf_counter()
         caller = caller_of(request)
         asked = understand(body, service.infos, service.settings, tenant_of(caller, body.user))
         limiter.pictures(caller, body.n)
-        asked_ns = time.time_ns()
+        asked_ns, submitted = time.time_ns(), time.perf_counter()
         ticket = await service.submit(asked.requests, asked.terms, previews=body.partial_images > 0)
-        headers = {"x-eta-ms": f"{ticket.eta_ms:.0f}"}
-        note(request, **facts_of(body, asked, service.settings), eta_ms=round(ticket.eta_ms, 1))
+        eta_ms = ticket.eta_ms + service.outside.ms
+        headers = {"x-eta-ms": f"{eta_ms:.0f}"}
+        note(request, **facts_of(body, asked, service.settings), eta_ms=round(eta_ms, 1))
         if body.stream:
             events = image_events(service, body, asked, ticket, request)
             return EventStream(kept_alive(events, service.settings.keepalive_s), headers)
         pictures, made_ns = await pictures_of(ticket, request.receive), time.time_ns()
+        in_engine_s = time.perf_counter() - submitted
         base_url = service.base_url(request)
         answer = await respond(service, body, pictures, owner=caller.id, base_url=base_url)
         trace_pictures(request, pictures, asked_ns, made_ns)
         content = answer.model_dump_json(exclude_none=True)
+        service.outside.add((time.perf_counter() - began - in_engine_s) * 1000)
         return Response(content, media_type="application/json", headers=headers)
 
     return router

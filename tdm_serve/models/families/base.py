@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -17,8 +16,9 @@ from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from tdm_serve.errors import PictureFailed
-from tdm_serve.models.adapters import adapted_names
+from tdm_serve.models.adapters import fuse_adapters, read_adapters
 from tdm_serve.models.autoencoder import decode, posterior
+from tdm_serve.models.lora import base_of
 from tdm_serve.models.routed import Routed
 from tdm_serve.models.spec import ModelSpec
 from tdm_serve.models.versions import Adapters, Versions
@@ -117,14 +117,25 @@ class Shareable(Protocol):
     def share(self, names: Mapping[nn.Module, str], wanted: Collection[str]) -> dict[str, Routed]: ...
 
 
-def share_versions(
-    denoiser: Shareable, transformer: nn.Module, specs: Sequence[ModelSpec], adapters: Adapters
-) -> Versions:
-    """Makes what the versions' adapters change ready for all of them; comes before packing."""
-    paths: Mapping[str, Path | None] = {spec.id: spec.adapter for spec in specs}
-    wanted = {name for path in paths.values() if path is not None for name in adapted_names(path)}
-    shared = denoiser.share({module: name for name, module in transformer.named_modules()}, wanted)
-    return Versions(shared, paths, adapters)
+def with_versions(denoiser: Shareable, network: nn.Module, specs: Sequence[ModelSpec], adapters: Adapters) -> Versions:
+    """A single version's adapters go into the weights of `network`; what several change is made ready to be shared.
+
+    Comes before packing.
+    """
+    if len(specs) == 1:
+        return fused_version(network, specs[0], adapters)
+    base = base_of(network, str(specs[0].base))
+    versions = {spec.id: spec.adapters for spec in specs}
+    loras = (read_adapters(own, base) for own in versions.values())
+    wanted = {name for lora in loras if lora is not None for name in lora.modules}
+    shared = denoiser.share({module: name for name, module in network.named_modules()}, wanted)
+    return Versions(base, shared, versions, adapters)
+
+
+def fused_version(network: nn.Module, spec: ModelSpec, adapters: Adapters) -> Versions:
+    """A single version, whose adapters are added to the weights of `network`."""
+    fuse_adapters(network, spec.adapters, str(spec.base))
+    return Versions(base_of(network, str(spec.base)), {}, {spec.id: ()}, adapters)
 
 
 def placed(module: M, device: torch.device) -> M:

@@ -42,8 +42,6 @@ class PixArtDenoiser(nn.Module):
 class PixArt(PlainFamily):
     """A loaded PixArt-alpha base with one version."""
 
-    adapter_prefix = "transformer."
-
     def load_text(self, device: torch.device, dtype: torch.dtype) -> None:
         folder, self.limit = self.spec.base / "text_encoder", self.spec.max_prompt_tokens
         self.reader = Reader(self.spec.base / "tokenizer", self.limit)

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from tdm_serve.errors import PromptTooLong
-from tdm_serve.models.adapters import fuse_lora
-from tdm_serve.models.families.base import Family, placed
+from tdm_serve.models.families.base import Family, fused_version, placed
 from tdm_serve.models.families.clip import Reader
 from tdm_serve.models.spec import ModelSpec
-from tdm_serve.models.versions import Adapters, Versions
+from tdm_serve.models.versions import Adapters
 from tdm_serve.sampling import Row
 
 
@@ -26,7 +25,6 @@ class PlainFamily(Family):
     """A loaded base with one version."""
 
     exact_on_cpu = False
-    adapter_prefix: str  # how the keys of the family's LoRA files begin
     reader: Reader
     limit: int  # tokens of the longest prompt
 
@@ -39,10 +37,8 @@ class PlainFamily(Family):
     ) -> None:
         assert len(specs) == 1, "the table of families says that versions are not shared"
         network, denoiser, self.channels = self.load_network()
-        if self.spec.adapter is not None:
-            fuse_lora(network, self.spec.adapter, self.adapter_prefix)
+        self.versions = fused_version(network, self.spec, adapters)
         self.denoiser = placed(denoiser, device).to(dtype)
-        self.versions = Versions({}, {self.spec.id: None}, adapters)
 
     def tokens(self, prompt: str) -> list[int]:
         return list(self.reader.fitted(prompt))

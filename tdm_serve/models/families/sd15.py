@@ -28,8 +28,6 @@ class UNetDenoiser(nn.Module):
 class SD15(PlainFamily):
     """A loaded Stable Diffusion 1.x base with one version."""
 
-    adapter_prefix = "unet."
-
     def load_text(self, device: torch.device, dtype: torch.dtype) -> None:
         folder = self.spec.base / "text_encoder"
         self.reader = Reader(self.spec.base / "tokenizer")

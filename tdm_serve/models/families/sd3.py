@@ -18,13 +18,12 @@ from torch import Tensor
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from tdm_serve.errors import PromptTooLong
-from tdm_serve.models.adapters import fuse_lora
-from tdm_serve.models.families.base import Family, placed, share_versions
+from tdm_serve.models.families.base import Family, placed, with_versions
 from tdm_serve.models.families.clip import Reader
 from tdm_serve.models.families.sd3_denoiser import SD3Denoiser
 from tdm_serve.models.families.table import FAMILIES
 from tdm_serve.models.spec import ModelSpec
-from tdm_serve.models.versions import Adapters, Versions
+from tdm_serve.models.versions import Adapters
 from tdm_serve.sampling import Row
 
 KEPT_TABLES = 64  # modulations, one for each noise level, prompt and version under way
@@ -53,12 +52,7 @@ class SD3(Family):
         self.width = int(transformer.config["joint_attention_dim"])  # of text features
         self.pooled = int(transformer.config["pooled_projection_dim"])
         denoiser = SD3Denoiser(transformer)
-        if len(specs) > 1:
-            self.versions = share_versions(denoiser, transformer, specs, adapters)
-        else:
-            self.versions = Versions({}, {self.spec.id: None}, adapters)
-            if self.spec.adapter is not None:
-                fuse_lora(transformer, self.spec.adapter)
+        self.versions = with_versions(denoiser, transformer, specs, adapters)
         self.denoiser = denoiser.pack().to(device, dtype)
         self.channels = denoiser.channels
         self._tables: dict[tuple[int, float, str], tuple[Tensor, Tensor]] = {}

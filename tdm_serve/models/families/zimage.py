@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, Qwen3Model
 
 from tdm_serve.errors import PromptTooLong
-from tdm_serve.models.adapters import fuse_lora
-from tdm_serve.models.families.base import Family, placed, share_versions
+from tdm_serve.models.adapters import fuse_adapters
+from tdm_serve.models.families.base import Family, placed, with_versions
 from tdm_serve.models.families.zimage_denoiser import ZImageDenoiser, padded_length
 from tdm_serve.models.spec import ModelSpec
 from tdm_serve.models.versions import Adapters, Versions
@@ -119,20 +119,16 @@ def _denoiser(
     specs: Sequence[ModelSpec], device: torch.device, dtype: torch.dtype, adapters: Adapters
 ) -> tuple[ZImageDenoiser, Versions]:
     """The base for all versions, or a single version with its adapter in the base weights."""
-    if len(specs) == 1:
-        denoiser = ZImageDenoiser(load_transformer(specs[0])).pack()
-        return denoiser.to(device, dtype), Versions({}, {specs[0].id: None}, adapters)
     transformer = _base_transformer(specs[0])
     denoiser = ZImageDenoiser(transformer)
-    versions = share_versions(denoiser, transformer, specs, adapters)
+    versions = with_versions(denoiser, transformer, specs, adapters)
     return denoiser.pack().to(device, dtype), versions
 
 
 def load_transformer(spec: ModelSpec) -> ZImageTransformer2DModel:
-    """The base transformer in float32, with the version's adapter fused where it has one."""
+    """The base transformer in float32, with the version's adapters fused where it has any."""
     transformer = _base_transformer(spec)
-    if spec.adapter is not None:
-        fuse_lora(transformer, spec.adapter)
+    fuse_adapters(transformer, spec.adapters, str(spec.base))
     return transformer
 
 
