@@ -33,6 +33,8 @@ def convert(model: str | Path, output: Path) -> Path:
     Stock pipelines take their grid from the scheduler's shift, so a version whose table is not that grid is refused.
     """
     spec, files = examine(model)
+    if spec.family != "zimage":
+        raise CheckpointError(f"{spec.id} is of family {spec.family!r}; only zimage checkpoints are converted")
     if tuple(spec.sigmas) != sigma_grid(len(spec.sigmas), spec.shift) or spec.sampler != "euler":
         raise CheckpointError(f"{spec.id} was trained on a table that stock diffusers cannot be configured for")
     with new_folder(output) as folder, quiet_bars():

@@ -7,7 +7,8 @@ version, so a batch may hold pictures at different steps of different tables and
 Pixels follow from a request and its checkpoint alone. `strict` keeps that bit by bit: text is encoded and pictures are
 decoded one at a time and, on a GPU, whose matrix products change with the number of rows, evaluations run one picture
 at a time with deterministic convolutions. It is the default on a CPU, where evaluations of a batch are bitwise those of
-its pictures alone; `benchmarks/invariance.py` measures what it costs.
+its pictures alone, except in networks with convolutions, which run one picture at a time there, too.
+`benchmarks/invariance.py` measures what it costs.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import groupby
-from pathlib import Path
 from weakref import WeakSet
 
 import torch
@@ -26,7 +26,7 @@ from tdm_serve import preview
 from tdm_serve.backends import create
 from tdm_serve.core import GeneratedImage, ModelInfo, Request, Shape, StepCallback, StepEvent
 from tdm_serve.errors import PictureFailed, UnknownModel
-from tdm_serve.models.catalog import evaluations
+from tdm_serve.models.catalog import Reference, evaluations
 from tdm_serve.models.load import Loaded, Served, load
 from tdm_serve.models.routed import route_of
 from tdm_serve.nfe import CountedDenoiser
@@ -66,13 +66,13 @@ class Engine:
         several = len(loaded.served) > 1
         self._texts = Texts(self.model, self.cache, loaded.encoder_hash, several=several, together=not self.strict)
         self._specs = {one.spec.id: one.spec for one in loaded.served}
-        self._alone = self.strict and not on_cpu
+        self._alone = self.strict and not (on_cpu and self.model.exact_on_cpu)
         self._live: WeakSet[Sample] = WeakSet()
 
     @classmethod
     def load(
         cls,
-        models: str | Path | Sequence[str | Path],
+        models: Reference | Sequence[Reference],
         *,
         device: str = "auto",
         dtype: str = "auto",
@@ -128,7 +128,7 @@ class Engine:
         wanted = [self._wanted(request, shape) for request, shape in zip(requests, shapes, strict=True)]
         texts = self._texts.get(text for each in wanted for text in each)
         samples = [
-            self._sample(request, shape, [texts[text] for text in each], len(each[0].tokens))
+            self._sample(request, shape, [texts[text] for text in each], self.model.count(request.prompt))
             for request, shape, each in zip(requests, shapes, wanted, strict=True)
         ]
         self._live.update(samples)
@@ -160,9 +160,10 @@ class Engine:
         rows = [sample.row for sample in batch]
         before = self.denoise.evaluations
         parts = [[sample] for sample in batch] if self._alone else [batch]
-        velocity = torch.cat([self._velocity(part) for part in parts])
+        output = torch.cat([self._output(part) for part in parts])
         spent = (self.denoise.evaluations - before) // len(batch)
-        following, clean = _advanced(batch, rows, velocity)
+        shares = [self._specs[sample.info.id].clean_shares(row.sigma) for sample, row in zip(batch, rows, strict=True)]
+        following, clean = _advanced(batch, rows, shares, output)
         self._synchronise()  # what goes wrong on the device shows here at the latest
         for sample, latents, prediction in zip(batch, following.split(1), clean.split(1), strict=True):
             sample.latents, sample.clean = latents, prediction
@@ -170,16 +171,17 @@ class Engine:
             sample.nfe += spent
         self._share(batch, "denoise", started)
 
-    def _velocity(self, batch: Sequence[Sample]) -> Tensor:
-        """The network's velocity in float32; with guidance, away + w * (towards - away) in one doubled batch."""
+    def _output(self, batch: Sequence[Sample]) -> Tensor:
+        """The network's output in float32; with guidance, away + w * (towards - away) in one doubled batch."""
         latents = torch.cat([sample.latents for sample in batch]).to(self.model.dtype)  # (B, C, h, w)
         text = torch.cat([sample.text for sample in batch])
-        modulation = torch.cat([self.model.modulation(sample.row.sigma, sample.info.id) for sample in batch])
+        modulation = torch.cat([self.model.timed(sample.row, sample.text, sample.info.id) for sample in batch])
         versions = [sample.info.id for sample in batch]
         if not batch[0].shape.guided:
             return self.denoise(latents, modulation, text, route_of(versions)).float()
         away = torch.cat([sample.away for sample in batch if sample.away is not None])
-        doubled = latents.repeat(2, 1, 1, 1), modulation.repeat(2, 1, 1), torch.cat((text, away))
+        times = [self.model.timed(one.row, one.away, one.info.id) for one in batch if one.away is not None]
+        doubled = latents.repeat(2, 1, 1, 1), torch.cat((modulation, *times)), torch.cat((text, away))
         towards, back = self.denoise(*doubled, route_of(versions * 2)).float().chunk(2)
         weight = latents.new_tensor([sample.guidance for sample in batch], dtype=torch.float32)
         return back + weight.view(-1, 1, 1, 1) * (towards - back)
@@ -255,21 +257,23 @@ def _by_size(samples: Sequence[Sample]) -> list[list[Sample]]:
     return [list(run) for _, run in groupby(samples, lambda sample: (sample.shape.width, sample.shape.height))]
 
 
-def _advanced(batch: Sequence[Sample], rows: Sequence[Row], velocity: Tensor) -> tuple[Tensor, Tensor]:
+def _advanced(
+    batch: Sequence[Sample], rows: Sequence[Row], shares: Sequence[tuple[float, float]], output: Tensor
+) -> tuple[Tensor, Tensor]:
     """(the next latents, the predicted clean ones), (B, C, h, w) each; every sample with its own coefficients."""
     latents = torch.cat([sample.latents for sample in batch])
-    sigma, a, b, c = (_column(rows, name, latents) for name in ("sigma", "a", "b", "c"))
-    clean = latents - sigma * velocity
+    a, b, c = (_column([getattr(row, name) for row in rows], latents) for name in ("a", "b", "c"))
+    p, q = (_column(column, latents) for column in zip(*shares, strict=True))
+    clean = p * latents + q * output
     following = a * latents + b * clean
     if any(row.c for row in rows):
         following = following + c * torch.cat([sample.clean for sample in batch])
     return following, clean
 
 
-def _column(rows: Sequence[Row], name: str, like: Tensor) -> Tensor:
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
     """One coefficient of every row as (B, 1, 1, 1); float64 rows rounded once to float32."""
-    values = torch.tensor([getattr(row, name) for row in rows], dtype=torch.float64)
-    return values.to(like.device, torch.float32).view(-1, 1, 1, 1)
+    return torch.tensor(values, dtype=torch.float64).to(like.device, torch.float32).view(-1, 1, 1, 1)
 
 
 def _event(samples: Sequence[Sample]) -> StepEvent:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tdm_serve.models.families.zimage import ZImage
+from tdm_serve.models.families.base import Family
 from tdm_serve.prompt_cache import PromptCache
 
 
@@ -23,7 +23,7 @@ class Text:
 class Texts:
     """Refined text of one base's versions. Text features are kept, too, where several versions want them."""
 
-    def __init__(self, model: ZImage, cache: PromptCache, encoder_hash: str, *, several: bool, together: bool) -> None:
+    def __init__(self, model: Family, cache: PromptCache, encoder_hash: str, *, several: bool, together: bool) -> None:
         self._model, self._cache, self._encoder = model, cache, (encoder_hash, model.spec.max_prompt_tokens)
         self._several, self._together = several, together
 

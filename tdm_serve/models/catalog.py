@@ -26,8 +26,16 @@ class CatalogEntry:
 NAMED: dict[str, str | None] = {"default": None, "default-tdm": "tdm", "default-teacher": "teacher"}
 
 
-def resolve(model: str | Path) -> ModelSpec:
-    """The spec of a catalogue id, of a checkpoint folder, or of one version of it written FOLDER@VERSION."""
+Reference = str | Path | ModelSpec  # a catalogue id, FOLDER or FOLDER@VERSION, or a spec for a folder without one
+
+
+def resolve(model: Reference) -> ModelSpec:
+    """The spec of a catalogue id, of a checkpoint folder, or of one version of it written FOLDER@VERSION.
+
+    A spec stands for itself: it is how a diffusers folder that holds none is loaded.
+    """
+    if isinstance(model, ModelSpec):
+        return model
     name = str(model)
     if name in NAMED:
         return read_spec(EMBEDDED, NAMED[name], name)

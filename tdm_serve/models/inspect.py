@@ -11,13 +11,12 @@ from pathlib import Path
 
 from tdm_serve.errors import CheckpointError
 from tdm_serve.files import sha256
+from tdm_serve.models.families.table import FAMILIES, INDEX
 from tdm_serve.models.lora.files import adapter_parts
 from tdm_serve.models.spec import Adapter, ModelSpec
 
 PICKLES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
-COMPONENTS = ("transformer", "vae", "text_encoder")
-OTHERS = ("model_index.json", "tokenizer")  # what else a diffusers folder of ours must have
-WEIGHTS = {"transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+NETWORKS = frozenset({"transformer", "unet", "vae"})  # diffusers' parts; text encoders are transformers'
 
 
 def weight_files(spec: ModelSpec) -> list[Path]:
@@ -27,13 +26,21 @@ def weight_files(spec: ModelSpec) -> list[Path]:
 
 def base_files(spec: ModelSpec) -> list[Path]:
     """The weight files that all versions of a base share, checked."""
-    for name in OTHERS:
+    if not (spec.base / INDEX).exists():
+        raise CheckpointError(f"{spec.base} is no checkpoint: {INDEX} is missing")
+    entry = FAMILIES[spec.family]
+    for name in entry.present(spec.base, entry.tokenizers):
         if not (spec.base / name).exists():
             raise CheckpointError(f"{spec.base} is no checkpoint: {name} is missing")
-    files = [path for name in COMPONENTS for path in _component_files(spec.base / name, WEIGHTS[name])]
+    components = entry.present(spec.base, entry.components)
+    files = [path for name in components for path in _component_files(spec.base / name, _stem(name))]
     for path in files:
         _check_whole(path)
     return files
+
+
+def _stem(component: str) -> str:
+    return "diffusion_pytorch_model" if component in NETWORKS else "model"
 
 
 def adapter_files(spec: ModelSpec) -> list[Path]:
@@ -104,9 +111,12 @@ def checkpoint_hash(spec: ModelSpec, files: Iterable[Path], digest: Digest = sha
 
     The manifest itself is not in it: descriptions, lineage and the preview's matrix change no picture.
     """
-    paths = (*files, *sorted(spec.base.glob("*/*.json")), *sorted(spec.base.glob("*/*.jinja")))
+    texts = [path for ending in ("json", "jinja", "txt", "model") for path in sorted(spec.base.glob(f"*/*.{ending}"))]
+    paths = (*files, *texts)
     total = hashlib.sha256(b"".join(bytes.fromhex(digest(path)) for path in paths))
     total.update(repr((spec.sampler, spec.sigmas, spec.guidance)).encode())
+    if (beyond := (spec.prediction, spec.betas, spec.times)) != ("flow", None, ()):  # so that older digests stay
+        total.update(repr(beyond).encode())
     stated = [replace(one, path=Path()) for one in spec.adapters]
     if any(one != Adapter(Path()) for one in stated):
         total.update(repr(stated).encode())
@@ -115,6 +125,8 @@ def checkpoint_hash(spec: ModelSpec, files: Iterable[Path], digest: Digest = sha
 
 def encoder_hash(spec: ModelSpec, digest: Digest = sha256) -> str:
     """Short digest of everything that turns a prompt into text features."""
-    folders = (spec.base / "text_encoder", spec.base / "tokenizer")
+    entry = FAMILIES[spec.family]
+    encoders = tuple(name for name in entry.components if name not in NETWORKS)
+    folders = [spec.base / name for name in entry.present(spec.base, (*encoders, *entry.tokenizers))]
     paths = sorted(path for folder in folders for path in folder.iterdir() if path.is_file())
     return hashlib.sha256("".join(digest(path) for path in paths).encode()).hexdigest()[:16]

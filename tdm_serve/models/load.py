@@ -13,15 +13,15 @@ import torch
 
 from tdm_serve.errors import BackendUnavailable, CheckpointError, ConfigError
 from tdm_serve.files import sha256
-from tdm_serve.models.catalog import resolve
-from tdm_serve.models.families.zimage import ZImage
+from tdm_serve.models.catalog import Reference, resolve
+from tdm_serve.models.families.base import Family
+from tdm_serve.models.families.table import FAMILIES, INDEX, detect
 from tdm_serve.models.inspect import adapter_files, checkpoint_hash, encoder_hash, weight_files
 from tdm_serve.models.quiet import quiet_bars
 from tdm_serve.models.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
 
-FAMILIES = {"zimage": ZImage}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -37,37 +37,43 @@ class Served:
 class Loaded:
     """A base in memory and its versions, of which the first is the default."""
 
-    model: ZImage
+    model: Family
     served: tuple[Served, ...]
     encoder_hash: str
 
 
 def load(
-    references: str | Path | Sequence[str | Path], device: str = "auto", dtype: str = "auto", adapters: str = "fused"
+    references: Reference | Sequence[Reference], device: str = "auto", dtype: str = "auto", adapters: str = "fused"
 ) -> Loaded:
     """Reads a checkpoint, or several versions of one base, onto a device. `device` and `dtype` may be "auto".
 
     The base is read and checked once, whatever the number of versions. `adapters` is how several versions keep what
     they do not share: "fused" as whole weights, which is faster, or "separate" as thin matrices, which is smaller.
     """
-    names = [references] if isinstance(references, str | Path) else list(dict.fromkeys(map(str, references)))
+    names = [references] if isinstance(references, str | Path | ModelSpec) else [*dict.fromkeys(_named(references))]
     if not names:
         raise ConfigError("no model was named; name at least one")
     if adapters not in ("fused", "separate"):
         raise ConfigError(f"adapters is {adapters!r}; it must be fused or separate")
     spec, files = examine(names[0])
     specs = [spec, *(_of_same_base(resolve(name), spec) for name in names[1:])]
+    if len(specs) > 1 and not FAMILIES[spec.family].shares:
+        raise ConfigError(f"family {spec.family!r} serves one version of a base at a time; {len(specs)} were named")
     own_files = adapter_files(spec)
     base, digest = [path for path in files if path not in own_files], cache(sha256)
     own = [[*base, *adapter_files(one)] for one in specs]
     target = pick_device(device)
     try:
         with quiet_bars():
-            model = FAMILIES[spec.family](specs, target, pick_dtype(dtype, target), adapters)
+            model = FAMILIES[spec.family].create()(specs, target, pick_dtype(dtype, target), adapters)
     except (OSError, KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{spec.base} cannot be loaded: {error}") from error
     served = (Served(one, checkpoint_hash(one, paths, digest)) for one, paths in zip(specs, own, strict=True))
     return Loaded(model, tuple(served), encoder_hash(spec, digest))
+
+
+def _named(references: Sequence[Reference]) -> list[str | ModelSpec]:
+    return [one if isinstance(one, ModelSpec) else str(one) for one in references]
 
 
 def _of_same_base(spec: ModelSpec, first: ModelSpec) -> ModelSpec:
@@ -79,11 +85,13 @@ def _of_same_base(spec: ModelSpec, first: ModelSpec) -> ModelSpec:
     return spec
 
 
-def examine(reference: str | Path) -> tuple[ModelSpec, list[Path]]:
+def examine(reference: Reference) -> tuple[ModelSpec, list[Path]]:
     """What a reference stands for and its weight files, all checked; nothing is loaded."""
     spec = resolve(reference)
     if spec.family not in FAMILIES:
         raise CheckpointError(f"{spec.base} is of family {spec.family!r}; known families are {', '.join(FAMILIES)}")
+    if (spec.base / INDEX).exists() and (found := detect(spec.base)) != spec.family:
+        raise CheckpointError(f"{spec.base} is said to be of family {spec.family!r}, but its {INDEX} is of {found!r}")
     return spec, weight_files(spec)
 
 

@@ -15,9 +15,8 @@ are learned and attended, as in the original.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from itertools import accumulate
-from typing import TypeVar, cast
+from collections.abc import Collection, Mapping
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -28,13 +27,12 @@ from diffusers.models.transformers.transformer_z_image import (
 )
 from torch import Tensor, nn
 
+from tdm_serve.models.joined import Joined, pack_all, present, rms, share
 from tdm_serve.models.routed import Route, Routed, project
 
 TEXT_MULTIPLE: int = SEQ_MULTI_OF
 PATCH = 2  # both published and embedded Z-Image checkpoints use 2x2 latent patches and one frame
 PATCH_KEY = f"{PATCH}-1"
-
-M = TypeVar("M", bound=nn.Module)
 
 
 def padded_length(tokens: int) -> int:
@@ -46,38 +44,6 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding on interleaved pairs. x (B, S, H, D); cos, sin (S, 1, D / 2)."""
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)  # (B, S, H, D / 2) each
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).type_as(x)
-
-
-class Joined(nn.Module):
-    """Several projections of one input, outputs side by side; keeps the originals, so adapters on them still train."""
-
-    def __init__(self, *parts: nn.Module) -> None:
-        super().__init__()
-        self.parts = nn.ModuleList(parts)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([part(x) for part in self.parts], dim=-1)
-
-
-def pack(joined: Joined) -> nn.Linear:
-    """One matrix product for several bias-free linears of one input."""
-    linears = [cast(nn.Linear, part) for part in joined.parts]
-    weight = torch.cat([linear.weight for linear in linears])
-    packed = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    packed.weight = nn.Parameter(weight.detach(), requires_grad=False)
-    return packed
-
-
-def _rows(parts: Sequence[nn.Module]) -> list[slice]:
-    """The output rows of each of several linears in the packed one."""
-    ends = list(accumulate(cast(nn.Linear, part).weight.shape[0] for part in parts))
-    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
-
-
-def present(part: M | None) -> M:
-    """diffusers declares the parts of its attention optional; Z-Image's has all of them."""
-    assert part is not None
-    return part
 
 
 class Block(nn.Module):
@@ -119,12 +85,6 @@ class Block(nn.Module):
         return x + gate_f * rms(norm4, self.feed(rms(norm3, x) * scale_f, route))
 
 
-def rms(norm: nn.Module, x: Tensor) -> Tensor:
-    """diffusers' RMSNorm in one call; the mean square is taken in float32 whatever x is."""
-    weight = cast(Tensor, norm.weight)
-    return F.rms_norm(x, (x.shape[-1],), weight.to(x.dtype), cast(float, norm.eps))
-
-
 def blocks_of(sources: nn.ModuleList) -> nn.ModuleList:
     return nn.ModuleList(Block(cast(ZImageTransformerBlock, source)) for source in sources)
 
@@ -152,10 +112,7 @@ class ZImageDenoiser(nn.Module):
 
     def pack(self) -> ZImageDenoiser:
         """Join projections into single matrices for inference; the result no longer trains. Returns self."""
-        for block in (*self.image_blocks, *self.text_blocks, *self.blocks):
-            block = cast(Block, block)
-            block.qkv = pack(block.qkv) if isinstance(block.qkv, Joined) else block.qkv
-            block.gate_up = pack(block.gate_up) if isinstance(block.gate_up, Joined) else block.gate_up
+        pack_all(self)
         return self
 
     def share(self, names: Mapping[nn.Module, str], wanted: Collection[str]) -> dict[str, Routed]:
@@ -164,19 +121,7 @@ class ZImageDenoiser(nn.Module):
         `names` are those of the transformer's modules, which adapters use. Linears of the time embedding, which no
         route reaches, are not among the result, nor are names that do not exist.
         """
-        found: dict[str, Routed] = {}
-        closed = set(self.time.modules())  # and what Joined holds, which is replaced as a whole
-        closed |= {part for module in self.modules() if isinstance(module, Joined) for part in (module, module.parts)}
-        for module in [module for module in self.modules() if module not in closed]:
-            for attribute, child in list(module.named_children()):
-                parts = [*child.parts] if isinstance(child, Joined) else [child]
-                called = [names.get(part, "") for part in parts if isinstance(part, nn.Linear)]
-                if any(name in wanted for name in called):
-                    base = pack(child) if isinstance(child, Joined) else cast(nn.Linear, child)
-                    routed = Routed(base, dict(zip(called, _rows(parts), strict=True)))
-                    setattr(module, attribute, routed)
-                    found |= dict.fromkeys(called, routed)
-        return found
+        return share(self, names, wanted, self.time.modules())
 
     def rope(self, text: int, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """cos and sin (S, 1, head_dim / 2) for `text` padded text tokens and height x width image tokens."""

@@ -1,0 +1,37 @@
+"""Prompts as token ids of one tokenizer at one fixed length, as diffusers' pipelines of CLIP and T5 read them."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+KEPT_PROMPTS = 1024  # prompts whose token ids are kept: a request's are wanted by its check and again by its start
+LONG_PROMPT = 4096  # characters; longer ones are not worth keeping
+
+
+class Reader:
+    """One tokenizer. It never pads or cuts by itself: it would remember to, and one thread's check change another's."""
+
+    def __init__(self, folder: Path, length: int | None = None) -> None:
+        """`length` is of every text, in tokens; by default as many as the tokenizer says that its encoder reads."""
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        self.length = int(self.tokenizer.model_max_length) if length is None else length
+        self._kept = lru_cache(KEPT_PROMPTS)(self._read)
+        self.ids("")  # clears the padding that a tokenizer's file may ask for, before threads share it
+
+    def ids(self, prompt: str) -> tuple[int, ...]:
+        """All token ids of a prompt, special ones included. Safe from any thread."""
+        return self._kept(prompt) if len(prompt) <= LONG_PROMPT else self._read(prompt)
+
+    def _read(self, prompt: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(prompt, verbose=False)["input_ids"])
+
+    def fitted(self, prompt: str) -> tuple[int, ...]:
+        """Exactly `length` ids: padded, or cut with the last special token kept."""
+        ids = self.ids(prompt)
+        if len(ids) > self.length:
+            return (*ids[: self.length - 1], ids[-1])
+        return (*ids, *[self.tokenizer.pad_token_id] * (self.length - len(ids)))

@@ -1,0 +1,68 @@
+"""The PixArt-alpha family at 512 pixels: diffusers' transformer as it is, T5 with its padding masked.
+
+Prompts are lowered and stripped, as diffusers does without its optional cleaning of HTML and links. The transformer's
+second half of channels, a learned variance that deterministic samplers do not read, is dropped. Bases for 1024 pixels,
+which take the picture's size as a condition, are refused.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import PixArtTransformer2DModel
+from torch import Tensor, nn
+from transformers import T5EncoderModel
+
+from tdm_serve.errors import CheckpointError
+from tdm_serve.models.families.base import placed
+from tdm_serve.models.families.clip import Reader
+from tdm_serve.models.families.plain import PlainFamily
+from tdm_serve.models.routed import Route
+
+
+class PixArtDenoiser(nn.Module):
+    """The transformer in the signature that backends know. The last feature of a token says whether it is one."""
+
+    def __init__(self, transformer: PixArtTransformer2DModel) -> None:
+        super().__init__()
+        self.transformer = transformer
+
+    def forward(self, latents: Tensor, modulation: Tensor, text: Tensor, route: Route = ()) -> Tensor:  # noqa: ARG002
+        """Output at latents (B, C, H, W), given `modulation` (B, 1, 1), the time, and `text` (B, L, D)."""
+        output = self.transformer(
+            latents,
+            encoder_hidden_states=text[..., :-1],
+            encoder_attention_mask=text[..., -1],
+            timestep=modulation.flatten(),
+            added_cond_kwargs={"resolution": None, "aspect_ratio": None},
+            return_dict=False,
+        )[0]
+        return output[:, : latents.shape[1]]
+
+
+class PixArt(PlainFamily):
+    """A loaded PixArt-alpha base with one version."""
+
+    def load_text(self, device: torch.device, dtype: torch.dtype) -> None:
+        folder, self.limit = self.spec.base / "text_encoder", self.spec.max_prompt_tokens
+        self.reader = Reader(self.spec.base / "tokenizer", self.limit)
+        self.padding = int(self.reader.tokenizer.pad_token_id)
+        self.text_encoder = placed(T5EncoderModel.from_pretrained(folder, dtype=dtype), device)
+
+    def load_network(self) -> tuple[nn.Module, nn.Module, int]:
+        base = self.spec.base
+        transformer = PixArtTransformer2DModel.from_pretrained(base / "transformer", dtype=torch.float32)
+        if transformer.use_additional_conditions:
+            raise CheckpointError(f"{base} takes the picture's size as a condition; of PixArt only 512 pixels are read")
+        return transformer, PixArtDenoiser(transformer), int(transformer.config["in_channels"])
+
+    def tokens(self, prompt: str) -> list[int]:
+        return super().tokens(prompt.lower().strip())
+
+    def count(self, prompt: str) -> int:
+        return super().count(prompt.lower().strip())
+
+    def encoded(self, ids: Tensor) -> Tensor:
+        """Features (B, L, D + 1) of ids (B, L); the last one is 1 for tokens and 0 for padding."""
+        mask = (ids != self.padding).long()
+        features = self.text_encoder(ids, attention_mask=mask)[0]
+        return torch.cat((features, mask.unsqueeze(-1).to(features)), dim=-1)

@@ -1,0 +1,113 @@
+"""The SD3 and SD3.5 family: two CLIP encoders and, where the folder has it, T5; 16 latent channels.
+
+T5 reads a prompt whole, up to the checkpoint's limit; the CLIP encoders read its first 77 tokens, which is how the
+models were trained. Without T5 a prompt ends at CLIP's limit. Longer ones are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from diffusers import SD3Transformer2DModel
+from torch import Tensor
+from transformers import CLIPTextModelWithProjection, T5EncoderModel
+
+from tdm_serve.errors import PromptTooLong
+from tdm_serve.models.families.base import Family, placed, with_versions
+from tdm_serve.models.families.clip import Reader
+from tdm_serve.models.families.sd3_denoiser import SD3Denoiser
+from tdm_serve.models.families.table import FAMILIES
+from tdm_serve.models.spec import ModelSpec
+from tdm_serve.models.versions import Adapters
+from tdm_serve.sampling import Row
+
+KEPT_TABLES = 64  # modulations, one for each noise level, prompt and version under way
+
+
+class SD3(Family):
+    """A loaded SD3 or SD3.5 base with one or more versions."""
+
+    denoiser: SD3Denoiser
+
+    def load_text(self, device: torch.device, dtype: torch.dtype) -> None:
+        base, limit = self.spec.base, self.spec.max_prompt_tokens
+        self.readers = [Reader(base / "tokenizer"), Reader(base / "tokenizer_2")]
+        self.clips = [_clip(base / name, device, dtype) for name in ("text_encoder", "text_encoder_2")]
+        self.t5 = None
+        if FAMILIES["sd3"].present(base, ("text_encoder_3",)):
+            self.readers.append(Reader(base / "tokenizer_3", limit))
+            self.t5 = placed(T5EncoderModel.from_pretrained(base / "text_encoder_3", dtype=dtype), device)
+        self.length = self.readers[0].length + limit + 1  # CLIP's, T5's, and the pooled embedding
+
+    def load_denoiser(
+        self, specs: Sequence[ModelSpec], device: torch.device, dtype: torch.dtype, adapters: Adapters
+    ) -> None:
+        transformer = SD3Transformer2DModel.from_pretrained(self.spec.base / "transformer", dtype=torch.float32)
+        transformer.eval().requires_grad_(False)
+        self.width = int(transformer.config["joint_attention_dim"])  # of text features
+        self.pooled = int(transformer.config["pooled_projection_dim"])
+        denoiser = SD3Denoiser(transformer)
+        self.versions = with_versions(denoiser, transformer, specs, adapters)
+        self.denoiser = denoiser.pack().to(device, dtype)
+        self.channels = denoiser.channels
+        self._tables: dict[tuple[int, float, str], tuple[Tensor, Tensor]] = {}
+
+    def tokens(self, prompt: str) -> list[int]:
+        return list(chain.from_iterable(reader.fitted(prompt) for reader in self.readers))
+
+    def count(self, prompt: str) -> int:
+        return len(self.readers[-1].ids(prompt)) if self.t5 is not None else len(self.readers[0].ids(prompt))
+
+    def check_prompt(self, prompt: str, param: str = "prompt") -> int:
+        count, limit = self.count(prompt), self.readers[-1 if self.t5 is not None else 0].length
+        if count > limit:
+            raise PromptTooLong(
+                f"the {param.replace('_', ' ')} has {count} tokens; this checkpoint reads at most {limit}", param=param
+            )
+        return self.length
+
+    def encode(self, prompts: Sequence[Sequence[int]], *, together: bool = False) -> list[Tensor]:
+        """Features (length, C) of each prompt; C is the wider of text and pooled embedding, and the last row is it."""
+        ids = torch.tensor([list(prompt) for prompt in prompts], device=self.device)
+        parts = ids.split(len(prompts) if together else 1)
+        return [row.clone() for part in parts for row in self._encoded(part)]
+
+    def _encoded(self, ids: Tensor) -> Tensor:
+        """(B, length, C) of ids (B, all tokenizers' lengths)."""
+        first, second, *third = ids.split([reader.length for reader in self.readers], dim=1)
+        outputs = [
+            clip(part, output_hidden_states=True) for clip, part in zip(self.clips, (first, second), strict=True)
+        ]
+        words = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)  # (B, 77, both widths)
+        pooled = torch.cat([output.text_embeds for output in outputs], dim=-1).unsqueeze(1)  # (B, 1, P)
+        if self.t5 is None:
+            rest = words.new_zeros(len(words), self.spec.max_prompt_tokens, self.width)
+        else:
+            rest = cast(Tensor, self.t5(third[0])[0])  # padding attended, as the models were trained
+        width = max(self.width, self.pooled)
+        return torch.cat([F.pad(part, (0, width - part.shape[-1])) for part in (words, rest.to(words), pooled)], dim=1)
+
+    def refine(self, features: Tensor, length: int, version: str = "") -> Tensor:
+        """Text (1, length, D): projected tokens, and the projected pooled embedding as the last row."""
+        assert length == len(features) == self.length
+        words, pooled = features[:-1, : self.width], features[-1:, : self.pooled]
+        return self.denoiser.refine_text(words.unsqueeze(0), pooled, ((version, 1),))
+
+    def timed(self, row: Row, text: Tensor, version: str = "") -> Tensor:
+        """Modulation (1, M, D) of one noise level for one prompt's text (1, L, D); the latest ones are kept."""
+        key = (id(text), row.t, version)  # the text is kept beside its table, so its id stays its own
+        if key not in self._tables:
+            if len(self._tables) == KEPT_TABLES:
+                del self._tables[next(iter(self._tables))]
+            time = torch.tensor([row.t], dtype=torch.float32, device=self.device)
+            self._tables[key] = text, self.denoiser.modulation(time, text, ((version, 1),))
+        return self._tables[key][1]
+
+
+def _clip(folder: Path, device: torch.device, dtype: torch.dtype) -> CLIPTextModelWithProjection:
+    return placed(CLIPTextModelWithProjection.from_pretrained(folder, dtype=dtype), device)
