@@ -50,6 +50,7 @@ def started(tmp_path: Path) -> Started:
 
     @asynccontextmanager
     async def make(device: ToyDevice, policy: Policy = STANDARD, max_batch: int = 4) -> AsyncIterator[AsyncEngine]:
+        before = set(threading.enumerate())  # engines of other tests may be running
         engine = AsyncEngine(device, policy=policy, max_batch=max_batch, profile=tmp_path)
         await engine.start()
         device.calls.clear()
@@ -59,7 +60,7 @@ def started(tmp_path: Path) -> Started:
             finally:
                 device.gate.set()
                 await engine.close()
-        assert not [thread for thread in threading.enumerate() if thread.name.startswith("tdm-serve")]
+        assert not [thread for thread in set(threading.enumerate()) - before if thread.name.startswith("tdm-serve")]
         gc.collect()
         assert not list(device.live)
 
