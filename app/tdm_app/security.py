@@ -46,7 +46,7 @@ HEADERS = {
     "cross-origin-opener-policy": "same-origin",
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
 }
-EXPOSED = ("retry-after", "retry-after-ms", "x-request-id", "x-should-retry")
+EXPOSED = ("retry-after", "retry-after-ms", "x-eta-ms", "x-request-id", "x-should-retry")
 
 
 def install_security(app: FastAPI, settings: Settings, state: State) -> Limiter:
