@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import subprocess
 import sys
@@ -101,18 +102,23 @@ def test_one_event_a_step_whatever_the_lengths_of_the_prompts(pipeline: Pipeline
 def test_checks_from_other_threads_change_nothing(pipeline: Pipeline) -> None:
     """A server checks requests while its device thread encodes; a tokenizer that remembers padding mixes them up."""
     model = pipeline.engine.model
-    expected = model.condition("two red circles")
+    prompt = "two red circles"
+    expected, tokens = model.condition(prompt), model._tokenised(prompt)
     stop = threading.Event()
 
     def check() -> None:
-        while not stop.is_set():
-            model.check_prompt("a star")
+        for number in itertools.count():
+            if stop.wait(0.001):  # a pause: threads that only spin would starve the one that encodes
+                return
+            model.check_prompt(f"a star {number}")  # a new one, as tokens of known prompts are kept
 
     threads = [threading.Thread(target=check) for _ in range(2)]
     for thread in threads:
         thread.start()
     try:
-        assert all(torch.equal(model.condition("two red circles"), expected) for _ in range(100))
+        for _ in range(50):
+            assert model._tokenised(prompt) == tokens
+            assert torch.equal(model.condition(prompt), expected)
     finally:
         stop.set()
         for thread in threads:
