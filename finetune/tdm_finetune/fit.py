@@ -144,7 +144,7 @@ def save(student: Student, method: str, scores: Mapping[str, float]) -> None:
     try:
         with student.average.applied():
             student.generator.save(config.run)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, OutputError) as error:
         raise OutputError(f"cannot write what was trained to {config.run}: {error}; resume to try again") from error
     version = {
         "description": f"{'Reinforced' if method == 'tdm-r1' else 'Distilled'} to {config.nfe} network evaluations "
