@@ -134,10 +134,7 @@ class DeviceThread:
         parted = self._isolated(lambda some: self._device.start([item.request for item in some]), items)
         for item, sample in parted.made:
             item.sample = sample
-        return Done(
-            failed=parted.failed,
-            fresh=len(items) if not hasattr(self._device, "cache") else self._device.cache.misses - before,
-        )
+        return Done(failed=parted.failed, fresh=self._device.cache.misses - before)
 
     def _step(self, items: Sequence[Item]) -> Done:
         before = {item: _sample(item).nfe for item in items}
