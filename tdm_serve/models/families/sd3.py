@@ -14,7 +14,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from diffusers import SD3Transformer2DModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from tdm_serve.errors import PromptTooLong
@@ -22,6 +22,7 @@ from tdm_serve.models.families.base import Family, placed, with_versions
 from tdm_serve.models.families.clip import Reader
 from tdm_serve.models.families.sd3_denoiser import SD3Denoiser
 from tdm_serve.models.families.table import FAMILIES
+from tdm_serve.models.routed import BASE, Variant
 from tdm_serve.models.spec import ModelSpec
 from tdm_serve.models.versions import Adapters
 from tdm_serve.sampling import Row
@@ -47,15 +48,19 @@ class SD3(Family):
     def load_denoiser(
         self, specs: Sequence[ModelSpec], device: torch.device, dtype: torch.dtype, adapters: Adapters
     ) -> None:
+        network, denoiser, self.channels = self.load_network()
+        self.versions = with_versions(denoiser, network, specs, adapters)
+        self.denoiser = denoiser.pack().to(device, dtype)
+        self._tables: dict[tuple[int, float, Variant], tuple[Tensor, Tensor]] = {}
+
+    def load_network(self) -> tuple[nn.Module, SD3Denoiser, int]:
+        """The transformer of the base in float32, the denoiser over its parameters, and the latents' channels."""
         transformer = SD3Transformer2DModel.from_pretrained(self.spec.base / "transformer", dtype=torch.float32)
         transformer.eval().requires_grad_(False)
         self.width = int(transformer.config["joint_attention_dim"])  # of text features
         self.pooled = int(transformer.config["pooled_projection_dim"])
         denoiser = SD3Denoiser(transformer)
-        self.versions = with_versions(denoiser, transformer, specs, adapters)
-        self.denoiser = denoiser.pack().to(device, dtype)
-        self.channels = denoiser.channels
-        self._tables: dict[tuple[int, float, str], tuple[Tensor, Tensor]] = {}
+        return transformer, denoiser, denoiser.channels
 
     def tokens(self, prompt: str) -> list[int]:
         return list(chain.from_iterable(reader.fitted(prompt) for reader in self.readers))
@@ -92,13 +97,13 @@ class SD3(Family):
         width = max(self.width, self.pooled)
         return torch.cat([F.pad(part, (0, width - part.shape[-1])) for part in (words, rest.to(words), pooled)], dim=1)
 
-    def refine(self, features: Tensor, length: int, version: str = "") -> Tensor:
+    def refine(self, features: Tensor, length: int, version: Variant = BASE) -> Tensor:
         """Text (1, length, D): projected tokens, and the projected pooled embedding as the last row."""
         assert length == len(features) == self.length
         words, pooled = features[:-1, : self.width], features[-1:, : self.pooled]
         return self.denoiser.refine_text(words.unsqueeze(0), pooled, ((version, 1),))
 
-    def timed(self, row: Row, text: Tensor, version: str = "") -> Tensor:
+    def timed(self, row: Row, text: Tensor, version: Variant = BASE) -> Tensor:
         """Modulation (1, M, D) of one noise level for one prompt's text (1, L, D); the latest ones are kept."""
         key = (id(text), row.t, version)  # the text is kept beside its table, so its id stays its own
         if key not in self._tables:
