@@ -60,6 +60,10 @@ class Versions:
         self._loads = self._unloads = 0
         self._lock = threading.Lock()
 
+    def separate(self, version: str) -> bool:
+        """Whether a version's adapter is kept apart from the weights, so that requests choose its strength."""
+        return self._adapters == "separate" and bool(self._versions[version])
+
     def limit(self, memory_mb: float | None) -> None:
         """Sets the budget in MiB, and loads every version once, so that a broken or too large one is known now."""
         if memory_mb is not None and not 0 < memory_mb < float("inf"):
@@ -67,10 +71,31 @@ class Versions:
         self.limit_bytes = None if memory_mb is None else int(memory_mb * MIB)
         for version in reversed(self._versions):  # so that the default is the latest used one
             self.use(version)
-            if self.limit_bytes is not None and self._bytes[version] > self.limit_bytes:
-                raise ConfigError(
-                    f"memory_mb is {memory_mb}, but {version} alone needs {self._bytes[version] / MIB:.1f} MB"
-                )
+            self._check_fits(version)
+
+    def add(self, version: str, adapters: Sequence[Adapter], busy: Collection[str] = ()) -> None:
+        """One more version, loaded at once; nothing has changed where that fails.
+
+        Raises CheckpointError for adapters that do not fit, ConfigError where they are larger than the whole budget or
+        where a single version was loaded, whose adapters are in the base weights.
+        """
+        if not self._shared:
+            raise ConfigError("this base was loaded for one version alone; load it with `growing` to add others")
+        assert version not in self._versions, "a version's name is never used twice"
+        self._versions[version] = tuple(adapters)
+        try:
+            self.use(version, busy)
+            self._check_fits(version)
+        except BaseException:
+            del self._versions[version]
+            if version in self._bytes:
+                self._unload(version)
+            raise
+
+    def _check_fits(self, version: str) -> None:
+        held, limit = self._bytes[version], self.limit_bytes
+        if limit is not None and held > limit:
+            raise ConfigError(f"memory_mb is {limit / MIB:g}, but {version} alone needs {held / MIB:.1f} MB")
 
     def use(self, version: str, busy: Collection[str] = ()) -> None:
         """Has `version` in memory, and unloads others that are not `busy` where the budget asks for it."""
