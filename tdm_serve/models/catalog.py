@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tdm_serve.errors import UnknownModel
-from tdm_serve.models.spec import MANIFEST, ModelSpec, read_spec
+from tdm_serve.models.manifest import read_spec
+from tdm_serve.models.spec import MANIFEST, ModelSpec
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "checkpoints" / "scenes"
 

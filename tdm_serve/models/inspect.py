@@ -117,6 +117,8 @@ def checkpoint_hash(spec: ModelSpec, files: Iterable[Path], digest: Digest = sha
     total.update(repr((spec.sampler, spec.sigmas, spec.guidance)).encode())
     if (beyond := (spec.prediction, spec.betas, spec.times)) != ("flow", None, ()):  # so that older digests stay
         total.update(repr(beyond).encode())
+    if spec.tables:
+        total.update(repr(spec.tables).encode())
     stated = [replace(one, path=Path()) for one in spec.adapters]
     if any(one != Adapter(Path()) for one in stated):
         total.update(repr(stated).encode())

@@ -1,21 +1,18 @@
-"""What a checkpoint says of itself: `tdm_serve.json` beside an ordinary diffusers folder.
+"""One version of one checkpoint: what to load, and the exact tables it was trained on.
 
-One base, many versions: every version is the base alone or the base plus a LoRA, with the exact sigma table that it
-was trained on. A folder without the file has no table, so nothing could be served on the right schedule.
+It comes from a checkpoint's manifest (`models.manifest`), from the catalogue, or from a stock schedule.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
-from math import isfinite, sqrt
+from math import log, sqrt
 from operator import mul
 from pathlib import Path
-from typing import Any, cast
 
-from tdm_serve.errors import CheckpointError, ConfigError
+from tdm_serve.errors import ConfigError
 from tdm_serve.sampling import Row, clean_shares, diffusion_rows, rows_for, sigma_grid, solver_grid
 
 MANIFEST = "tdm_serve.json"
@@ -66,6 +63,17 @@ class Adapter:
 
 
 @dataclass(frozen=True, slots=True)
+class Table:
+    """The schedule of one picture size, in pixels, where a version was trained on more than one."""
+
+    width: int
+    height: int
+    shift: float
+    sigmas: tuple[float, ...]
+    times: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """One version of one checkpoint, resolved: what to load and how to sample."""
 
@@ -90,10 +98,17 @@ class ModelSpec:
     prediction: str = "flow"  # what the network returns: "flow" (noise - clean), "epsilon" or "v"
     betas: Betas | None = None  # of a variance-preserving process; None is flow matching
     times: tuple[float, ...] = ()  # the network's times; empty is 1000 * sigma, and a process with betas needs them
-    grid: str = "linear"  # of untrained step counts: "linear" as Z-Image's pipeline, "solver" as DPM-Solver's flow
+    grid: str = "linear"  # of other step counts: "linear" as Z-Image's pipeline, "solver" as DPM-Solver's flow
+    free_steps: bool = False  # a multi-step base, which takes any step count; a few-step version is tied to its table
+    tables: tuple[Table, ...] = ()  # of the sizes with a schedule of their own, as many steps each; see `at`
 
-    def rows(self, steps: int | None = None) -> tuple[Row, ...]:
-        """The trained table, or the same grid with another number of steps (untrained for a distilled version)."""
+    def rows(self, steps: int | None = None, width: int | None = None, height: int | None = None) -> tuple[Row, ...]:
+        """The trained table for a size, or the same grid with another number of steps (untrained unless `free_steps`).
+
+        Without a size it is the one of the version's own size.
+        """
+        if width is not None and height is not None and self.tables:
+            return self.at(width, height).rows(steps)
         if self.betas is not None:
             return self._diffusion_rows(self.betas, steps or len(self.times))
         if steps is None or steps == len(self.sigmas):
@@ -101,6 +116,17 @@ class ModelSpec:
         if self.grid == "solver":
             return rows_for(self.sampler, *solver_grid(steps, self.shift))
         return rows_for(self.sampler, sigma_grid(steps, self.shift))
+
+    def at(self, width: int, height: int) -> ModelSpec:
+        """This version with the table for a size: of the trained sizes the one whose area is nearest, as a ratio.
+
+        So no size is sampled on a schedule that nothing was trained on. 1152x896 takes the table of 1024x1024.
+        """
+        if not self.tables:
+            return self
+        area = width * height
+        table = min(self.tables, key=lambda one: abs(log(area / (one.width * one.height))))
+        return replace(self, shift=table.shift, sigmas=table.sigmas, times=table.times, tables=())
 
     def _diffusion_rows(self, betas: Betas, steps: int) -> tuple[Row, ...]:
         times, alphas = self.times, betas.alphas()
@@ -111,107 +137,3 @@ class ModelSpec:
     def clean_shares(self, sigma: float) -> tuple[float, float]:
         """(p, q) of x0 = p * x + q * output at a noise level."""
         return clean_shares(self.prediction, sigma)
-
-
-def read_spec(folder: Path, version: str | None, model_id: str) -> ModelSpec:
-    """The spec of `version` (or the manifest's default) in a checkpoint folder."""
-    manifest = _manifest(folder)
-    try:
-        versions = cast(Mapping[str, Mapping[str, Any]], manifest["versions"])
-        name = version or str(manifest["default"])
-        if name not in versions:
-            raise CheckpointError(f"{folder} has no version {name!r}; it has {', '.join(sorted(versions))}")
-        chosen, limits = versions[name], cast(Mapping[str, int], manifest["limits"])
-        betas, times = _betas(manifest.get("betas")), tuple(float(t) for t in chosen.get("times", ()))
-        spec = ModelSpec(
-            id=model_id,
-            family=str(manifest["family"]),
-            base=folder,
-            version=name,
-            adapters=_adapters(chosen, folder),
-            sampler=str(chosen["sampler"]),
-            shift=float(chosen["shift"]),
-            sigmas=betas.sigmas(times) if betas else tuple(float(s) for s in chosen["sigmas"]),
-            guidance=float(chosen["guidance"]),
-            width=int(limits["width"]),
-            height=int(limits["height"]),
-            size_multiple=int(limits["size_multiple"]),
-            min_side=int(limits["min_side"]),
-            max_side=int(limits["max_side"]),
-            max_prompt_tokens=int(limits["max_prompt_tokens"]),
-            description=str(chosen.get("description", "")),
-            preview=_preview_matrix(manifest),
-            prediction=str(manifest.get("prediction", "flow")),
-            betas=betas,
-            times=times,
-            grid=str(chosen.get("grid", "linear")),
-        )
-        for row in spec.rows():
-            spec.clean_shares(row.sigma)
-    except (AttributeError, KeyError, TypeError, ValueError, ConfigError) as error:
-        raise CheckpointError(f"{folder / MANIFEST} is not usable: {error!r}") from error
-    return spec
-
-
-def _betas(found: Mapping[str, Any] | None) -> Betas | None:
-    if found is None:
-        return None
-    start, end = float(found["start"]), float(found["end"])
-    betas = Betas(start, end, str(found.get("schedule", "linear")), int(found.get("steps", 1000)))
-    betas.alphas()
-    return betas
-
-
-def _adapters(version: Mapping[str, Any], folder: Path) -> tuple[Adapter, ...]:
-    """`adapter`: nothing, a file's name, a table of `Adapter`'s fields, or a list of such."""
-    found = version.get("adapter") or []
-    entries = cast(list[Any], found if isinstance(found, list) else [found])
-    return tuple(_adapter({"path": entry} if isinstance(entry, str) else entry, folder) for entry in entries)
-
-
-def _adapter(entry: Mapping[str, Any], folder: Path) -> Adapter:
-    odd = sorted(set(entry) - {"path", "scale", "format", "rank", "alpha", "targets"})
-    scale = float(entry.get("scale", 1.0))
-    if odd or not isfinite(scale):
-        raise ValueError(f"an adapter has {odd or scale}; it takes path, a finite scale, format, rank, alpha, targets")
-    rank, alpha = entry.get("rank"), entry.get("alpha")
-    return Adapter(
-        folder / str(entry["path"]),
-        scale,
-        str(entry.get("format", "auto")),
-        None if rank is None else int(rank),
-        None if alpha is None else float(alpha),
-        tuple(str(target) for target in entry.get("targets", ())),
-    )
-
-
-def _preview_matrix(manifest: Mapping[str, Any]) -> Colours | None:
-    """`preview.matrix`: rows of three numbers, one a latent channel and one for the offset."""
-    preview = cast(Mapping[str, Any], manifest.get("preview") or {})
-    rows = cast(list[list[float]], preview.get("matrix") or [])
-    matrix = tuple((float(r), float(g), float(b)) for r, g, b in rows)
-    if not all(isfinite(value) for row in matrix for value in row):
-        raise ValueError("preview.matrix holds values that are no numbers")
-    return matrix or None
-
-
-def _manifest(folder: Path) -> Mapping[str, Any]:
-    path = folder / MANIFEST
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} is no folder")
-    if not path.is_file():
-        raise CheckpointError(
-            f"{folder} holds no {MANIFEST}, so its sigma table is unknown; a checkpoint is a diffusers folder with "
-            "that file beside model_index.json"
-        )
-    try:
-        manifest = json.loads(path.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} is no JSON: {error}") from error
-    if not isinstance(manifest, dict) or cast(dict[str, Any], manifest).get("format") != FORMAT:
-        raise CheckpointError(f"{path} does not declare format {FORMAT}")
-    found = cast(dict[str, Any], manifest)
-    missing = [key for key in ("family", "versions", "default", "limits") if key not in found]
-    if missing:
-        raise CheckpointError(f"{path} lacks {', '.join(missing)}")
-    return found

@@ -24,7 +24,8 @@ from tdm_serve.engine import Engine
 from tdm_serve.errors import CheckpointError, ConfigError, PromptTooLong
 from tdm_serve.models.families.table import FAMILIES, detect
 from tdm_serve.models.lora.files import METADATA_KEY
-from tdm_serve.models.spec import MANIFEST, Adapter, Betas, ModelSpec, read_spec
+from tdm_serve.models.manifest import read_spec
+from tdm_serve.models.spec import MANIFEST, Adapter, Betas, ModelSpec
 from tdm_serve.sampling import sigma_grid, solver_grid
 from tests.tdm_serve import tiny_folders
 
