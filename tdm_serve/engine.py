@@ -1,8 +1,9 @@
 """The device side: start a batch, step it, finish it. Owns the model; knows nothing of queues or HTTP.
 
 One base with one or more versions. Every picture in a batch has its own place in its own sampler table and its own
-version, so a batch may hold pictures at different steps of different tables and versions; what they must share is their
-`Shape`. Rows are sorted by version, and the route through the denoiser is an argument of the call (`models.routed`).
+version and strength of its adapter, so a batch may hold pictures at different steps of different tables and versions;
+what they must share is their `Shape`. Rows are sorted by variant, and the route through the denoiser is an argument of
+the call (`models.routed`).
 
 Pixels follow from a request and its checkpoint alone. `strict` keeps that bit by bit: text is encoded and pictures are
 decoded one at a time and, on a GPU, whose matrix products change with the number of rows, evaluations run one picture
@@ -25,10 +26,12 @@ from torch import Tensor
 from tdm_serve import preview
 from tdm_serve.backends import create
 from tdm_serve.core import GeneratedImage, ModelInfo, Request, Shape, StepCallback, StepEvent
-from tdm_serve.errors import PictureFailed, UnknownModel
-from tdm_serve.models.catalog import Reference, evaluations
-from tdm_serve.models.load import Loaded, Served, load
-from tdm_serve.models.routed import route_of
+from tdm_serve.errors import ConfigError, PictureFailed, UnknownModel
+from tdm_serve.models.catalog import Reference, evaluations, resolve
+from tdm_serve.models.families.table import FAMILIES
+from tdm_serve.models.load import Loaded, Served, join, load
+from tdm_serve.models.routed import Variant, route_of
+from tdm_serve.models.versions import Versions
 from tdm_serve.nfe import CountedDenoiser
 from tdm_serve.prompt_cache import DEFAULT_MB, PromptCache
 from tdm_serve.sample import Sample
@@ -55,7 +58,7 @@ class Engine:
         `cache_mb` what encoded prompts do. Raises ConfigError, CheckpointError or BackendUnavailable.
         """
         self.model = loaded.model
-        self.infos: Mapping[str, ModelInfo] = {one.spec.id: _info(one) for one in loaded.served}
+        self.infos: Mapping[str, ModelInfo] = {one.spec.id: _info(one, self.model.versions) for one in loaded.served}
         self.info = next(iter(self.infos.values()))
         on_cpu = self.model.device.type == "cpu"
         self.strict = on_cpu if strict is None else strict
@@ -63,7 +66,8 @@ class Engine:
         self.versions = self.model.versions
         self.versions.limit(memory_mb)
         self.cache = PromptCache(cache_mb)
-        several = len(loaded.served) > 1
+        separate = any(info.adapter == "separate" for info in self.infos.values())  # its scales are variants, too
+        several = separate or loaded.growing or len(loaded.served) > 1
         self._texts = Texts(self.model, self.cache, loaded.encoder_hash, several=several, together=not self.strict)
         self._specs = {one.spec.id: one.spec for one in loaded.served}
         self._alone = self.strict and not (on_cpu and self.model.exact_on_cpu)
@@ -81,12 +85,34 @@ class Engine:
         strict: bool | None = None,
         memory_mb: float | None = None,
         cache_mb: float = DEFAULT_MB,
+        growing: bool = False,
     ) -> Engine:
         """Serves one model, or several versions of one base, such as `["default", "default-teacher"]`; the first is
-        what a request gets that names none. `adapters` is "fused" (fast) or "separate" (small).
+        what a request gets that names none. `adapters` is "fused" (fast) or "separate" (small, and a request may have
+        its adapter weaker or stronger); to a `growing` engine others can be added.
         """
-        loaded = load(models, device, dtype, adapters)
+        loaded = load(models, device, dtype, adapters, growing=growing)
         return cls(loaded, backend, strict=strict, memory_mb=memory_mb, cache_mb=cache_mb)
+
+    def examine(self, reference: Reference) -> Served:
+        """A version that is to be added: its files checked and hashed, which takes a while. Safe from any thread."""
+        return join(resolve(reference), self.model.spec)
+
+    def add(self, served: Served) -> ModelInfo:
+        """One more version of this base, from now on; pictures under way notice nothing.
+
+        Raises ConfigError where this engine is not `growing`, where the id is taken or the memory budget too small,
+        and CheckpointError where the adapter does not fit.
+        """
+        version = served.spec.id
+        if version in self.infos:
+            raise ConfigError(f"{version} is served already; a version that joins needs an id of its own")
+        busy = {sample.info.id for sample in self._live if not sample.done}
+        self.versions.add(version, served.spec.adapters, busy)
+        self._specs[version] = served.spec
+        info = _info(served, self.versions)
+        self.infos = {**self.infos, version: info}  # a new one: other threads may be reading the old one
+        return info
 
     def check(self, request: Request) -> Shape:
         """The shape of a request's forwards. Safe from any thread; runs nothing.
@@ -101,20 +127,25 @@ class Engine:
             length = max(length, self.model.check_prompt(request.negative_prompt, "negative_prompt"))
         return Shape(request.width, request.height, length, guided)
 
-    def cached(self, request: Request) -> bool:
-        """Whether the text of a valid request is at hand, so that its start is nearly free. Safe from any thread."""
-        return self._texts.kept(self._wanted(request, self.check(request)))
+    def look(self, request: Request) -> tuple[Shape, bool]:
+        """What `check` says and raises, and whether the request's text is at hand, so that its start is nearly free."""
+        shape = self.check(request)
+        return shape, self._texts.kept(self._wanted(request, shape))
 
     def _info_of(self, request: Request) -> ModelInfo:
         if request.model and request.model not in self.infos:
             raise UnknownModel(f"model {request.model!r} is not served here; served are {', '.join(self.infos)}")
         return self.infos[request.model] if request.model else self.info
 
+    def _variant(self, request: Request) -> Variant:
+        scale = 1.0 if request.adapter_scale is None else request.adapter_scale
+        return Variant(self._info_of(request).id, scale)
+
     def _wanted(self, request: Request, shape: Shape) -> list[Text]:
         """The texts of a request: its prompt and, with guidance, what to keep away from."""
         prompts = [request.prompt, request.negative_prompt] if shape.guided else [request.prompt]
-        version = self._info_of(request).id
-        return [Text(tuple(self.model.tokens(prompt)), shape.text, version) for prompt in prompts]
+        variant = self._variant(request)
+        return [Text(tuple(self.model.tokens(prompt)), shape.text, variant) for prompt in prompts]
 
     @torch.inference_mode()
     def start(self, requests: Sequence[Request]) -> list[Sample]:
@@ -155,7 +186,7 @@ class Engine:
         All of them take the step, or, when it raises, none has changed.
         """
         started = time.perf_counter()
-        batch = sorted(samples, key=lambda sample: sample.info.id)
+        batch = sorted(samples, key=lambda sample: sample.variant)
         assert len({sample.shape for sample in batch}) == 1, "samples of one step share their shape"
         rows = [sample.row for sample in batch]
         before = self.denoise.evaluations
@@ -175,14 +206,14 @@ class Engine:
         """The network's output in float32; with guidance, away + w * (towards - away) in one doubled batch."""
         latents = torch.cat([sample.latents for sample in batch]).to(self.model.dtype)  # (B, C, h, w)
         text = torch.cat([sample.text for sample in batch])
-        modulation = torch.cat([self.model.timed(sample.row, sample.text, sample.info.id) for sample in batch])
-        versions = [sample.info.id for sample in batch]
+        modulation = torch.cat([self.model.timed(sample.row, sample.text, sample.variant) for sample in batch])
+        variants = [sample.variant for sample in batch]
         if not batch[0].shape.guided:
-            return self.denoise(latents, modulation, text, route_of(versions)).float()
+            return self.denoise(latents, modulation, text, route_of(variants)).float()
         away = torch.cat([sample.away for sample in batch if sample.away is not None])
-        times = [self.model.timed(one.row, one.away, one.info.id) for one in batch if one.away is not None]
+        times = [self.model.timed(one.row, one.away, one.variant) for one in batch if one.away is not None]
         doubled = latents.repeat(2, 1, 1, 1), torch.cat((modulation, *times)), torch.cat((text, away))
-        towards, back = self.denoise(*doubled, route_of(versions * 2)).float().chunk(2)
+        towards, back = self.denoise(*doubled, route_of(variants * 2)).float().chunk(2)
         weight = latents.new_tensor([sample.guidance for sample in batch], dtype=torch.float32)
         return back + weight.view(-1, 1, 1, 1) * (towards - back)
 
@@ -282,8 +313,9 @@ def _event(samples: Sequence[Sample]) -> StepEvent:
     return StepEvent(first.index - 1, len(first.rows), first.rows[first.index - 1].sigma, clean)
 
 
-def _info(served: Served) -> ModelInfo:
+def _info(served: Served, versions: Versions) -> ModelInfo:
     spec = served.spec
+    kept = "separate" if versions.separate(spec.id) else "fused"
     return ModelInfo(
         id=spec.id,
         family=spec.family,
@@ -298,4 +330,7 @@ def _info(served: Served) -> ModelInfo:
         max_side=spec.max_side,
         max_prompt_tokens=spec.max_prompt_tokens,
         description=spec.description,
+        free_steps=spec.free_steps,
+        guidance_off=FAMILIES[spec.family].guidance_off,
+        adapter=kept if spec.adapters else "none",
     )

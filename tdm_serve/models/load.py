@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -40,15 +40,22 @@ class Loaded:
     model: Family
     served: tuple[Served, ...]
     encoder_hash: str
+    growing: bool = False  # versions may join
 
 
 def load(
-    references: Reference | Sequence[Reference], device: str = "auto", dtype: str = "auto", adapters: str = "fused"
+    references: Reference | Sequence[Reference],
+    device: str = "auto",
+    dtype: str = "auto",
+    adapters: str = "fused",
+    *,
+    growing: bool = False,
 ) -> Loaded:
     """Reads a checkpoint, or several versions of one base, onto a device. `device` and `dtype` may be "auto".
 
     The base is read and checked once, whatever the number of versions. `adapters` is how several versions keep what
     they do not share: "fused" as whole weights, which is faster, or "separate" as thin matrices, which is smaller.
+    `growing` keeps the base apart from its versions even where there is one, so that others can join (`join`).
     """
     names = [references] if isinstance(references, str | Path | ModelSpec) else [*dict.fromkeys(_named(references))]
     if not names:
@@ -57,19 +64,39 @@ def load(
         raise ConfigError(f"adapters is {adapters!r}; it must be fused or separate")
     spec, files = examine(names[0])
     specs = [spec, *(_of_same_base(resolve(name), spec) for name in names[1:])]
-    if len(specs) > 1 and not FAMILIES[spec.family].shares:
-        raise ConfigError(f"family {spec.family!r} serves one version of a base at a time; {len(specs)} were named")
+    if (growing or len(specs) > 1) and not FAMILIES[spec.family].shares:
+        raise ConfigError(
+            f"family {spec.family!r} serves one version of a base at a time; {len(specs)} were named"
+            f"{', and others were to join' if growing else ''}"
+        )
     own_files = adapter_files(spec)
     base, digest = [path for path in files if path not in own_files], cache(sha256)
     own = [[*base, *adapter_files(one)] for one in specs]
     target = pick_device(device)
     try:
         with quiet_bars():
-            model = FAMILIES[spec.family].create()(specs, target, pick_dtype(dtype, target), adapters)
+            versions = [*specs, _bare(spec)] if growing else specs
+            model = FAMILIES[spec.family].create()(versions, target, pick_dtype(dtype, target), adapters)
     except (OSError, KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{spec.base} cannot be loaded: {error}") from error
     served = (Served(one, checkpoint_hash(one, paths, digest)) for one, paths in zip(specs, own, strict=True))
-    return Loaded(model, tuple(served), encoder_hash(spec, digest))
+    return Loaded(model, tuple(served), encoder_hash(spec, digest), growing)
+
+
+def _bare(spec: ModelSpec) -> ModelSpec:
+    """The base as a version that nobody can ask for: with it in the company, no adapter goes into the base weights."""
+    return replace(spec, id="", adapters=())
+
+
+def join(spec: ModelSpec, first: ModelSpec) -> Served:
+    """A version that is to join those of the base of `first`, its files checked and hashed. Takes a while.
+
+    Its folder may be another one that links to the base's files. Raises CheckpointError, or ConfigError for a version
+    of another base.
+    """
+    if not (spec.base / INDEX).exists() or (spec.base / INDEX).resolve() != (first.base / INDEX).resolve():
+        _of_same_base(spec, first)
+    return Served(replace(spec, base=first.base), checkpoint_hash(spec, weight_files(spec)))
 
 
 def _named(references: Sequence[Reference]) -> list[str | ModelSpec]:
