@@ -17,6 +17,7 @@ from tdm_serve.models.catalog import Reference, resolve
 from tdm_serve.models.families.base import Family
 from tdm_serve.models.families.table import FAMILIES, INDEX, detect
 from tdm_serve.models.inspect import adapter_files, checkpoint_hash, encoder_hash, weight_files
+from tdm_serve.models.placement import placement_on
 from tdm_serve.models.quiet import quiet_bars
 from tdm_serve.models.spec import ModelSpec
 
@@ -76,7 +77,7 @@ def load(
     try:
         with quiet_bars():
             versions = [*specs, _bare(spec)] if growing else specs
-            model = FAMILIES[spec.family].create()(versions, target, pick_dtype(dtype, target), adapters)
+            model = FAMILIES[spec.family].create()(versions, placement_on(target, pick_dtype(dtype, target)), adapters)
     except (OSError, KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{spec.base} cannot be loaded: {error}") from error
     served = (Served(one, checkpoint_hash(one, paths, digest)) for one, paths in zip(specs, own, strict=True))

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from tdm_serve.errors import PictureFailed
 from tdm_serve.models.adapters import fuse_adapters, read_adapters
-from tdm_serve.models.autoencoder import decode, posterior
+from tdm_serve.models.autoencoder import decode, laid_out, posterior
 from tdm_serve.models.lora import base_of
+from tdm_serve.models.placement import Placement
 from tdm_serve.models.routed import Routed
 from tdm_serve.models.spec import ModelSpec
 from tdm_serve.models.versions import Adapters, Versions
@@ -36,30 +37,29 @@ class Family(ABC):
     channels: int  # of the latents
     exact_on_cpu = True  # whether a CPU computes a picture bit by bit alike in any batch; convolutions do not
 
-    def __init__(
-        self, specs: Sequence[ModelSpec], device: torch.device, dtype: torch.dtype, adapters: Adapters = "fused"
-    ) -> None:
+    def __init__(self, specs: Sequence[ModelSpec], placement: Placement, adapters: Adapters = "fused") -> None:
         """With one version its adapter is added to the base weights; several share the base (`models.routed`)."""
-        self.spec, self.device, self.dtype = specs[0], device, dtype
-        self.load_text(device, dtype)
-        self.vae = placed(AutoencoderKL.from_pretrained(self.spec.base / "vae", dtype=dtype), device)
-        # Channels-last is the faster layout for its convolutions; torch documents it but declares no overload with it.
-        nn.Module.to(self.vae, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.spec, self.placement = specs[0], placement
+        self.device, self.dtype, self.text_device = placement.device, placement.dtype, placement.text
+        self.load_text()
+        self.vae = laid_out(placement.part(AutoencoderKL, self.spec.base / "vae", self.device))
         self.scale = float(self.vae.config["scaling_factor"])
         self.shift = float(self.vae.config.get("shift_factor") or 0.0)
         self.factor = 2 ** (len(self.vae.config["block_out_channels"]) - 1)
-        self.load_denoiser(specs, device, dtype, adapters)
+        self.load_denoiser(specs, adapters)
         self.preview = self.spec.preview or self._fit_preview()
 
     @abstractmethod
-    def load_text(self, device: torch.device, dtype: torch.dtype) -> None:
+    def load_text(self) -> None:
         """Sets the tokenizers and text encoders."""
 
     @abstractmethod
-    def load_denoiser(
-        self, specs: Sequence[ModelSpec], device: torch.device, dtype: torch.dtype, adapters: Adapters
-    ) -> None:
+    def load_denoiser(self, specs: Sequence[ModelSpec], adapters: Adapters) -> None:
         """Sets `denoiser`, `versions` and `channels`."""
+
+    def encoder(self, kind: type[M], name: str) -> M:
+        """A text encoder of the base, on its device."""
+        return self.placement.part(kind, self.spec.base / name, self.text_device)
 
     @abstractmethod
     def tokens(self, prompt: str) -> list[int]:
@@ -75,7 +75,7 @@ class Family(ABC):
 
     @abstractmethod
     def encode(self, prompts: Sequence[Sequence[int]], *, together: bool = False) -> list[Tensor]:
-        """Text features of prompts as `tokens` gave them, for every version alike."""
+        """Text features, on `device`, of prompts as `tokens` gave them, for every version alike."""
 
     @abstractmethod
     def refine(self, features: Tensor, length: int, version: str = "") -> Tensor:
@@ -136,8 +136,3 @@ def fused_version(network: nn.Module, spec: ModelSpec, adapters: Adapters) -> Ve
     """A single version, whose adapters are added to the weights of `network`."""
     fuse_adapters(network, spec.adapters, str(spec.base))
     return Versions(base_of(network, str(spec.base)), {}, {spec.id: ()}, adapters)
-
-
-def placed(module: M, device: torch.device) -> M:
-    """On its device, for inference. Generic: diffusers' and transformers' own `to` are declared without parameters."""
-    return module.to(device).eval().requires_grad_(False)

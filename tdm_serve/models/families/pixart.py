@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from transformers import T5EncoderModel
 
 from tdm_serve.errors import CheckpointError
-from tdm_serve.models.families.base import placed
 from tdm_serve.models.families.clip import Reader
 from tdm_serve.models.families.plain import PlainFamily
 from tdm_serve.models.routed import Route
@@ -42,15 +41,15 @@ class PixArtDenoiser(nn.Module):
 class PixArt(PlainFamily):
     """A loaded PixArt-alpha base with one version."""
 
-    def load_text(self, device: torch.device, dtype: torch.dtype) -> None:
-        folder, self.limit = self.spec.base / "text_encoder", self.spec.max_prompt_tokens
+    def load_text(self) -> None:
+        self.limit = self.spec.max_prompt_tokens
         self.reader = Reader(self.spec.base / "tokenizer", self.limit)
         self.padding = int(self.reader.tokenizer.pad_token_id)
-        self.text_encoder = placed(T5EncoderModel.from_pretrained(folder, dtype=dtype), device)
+        self.text_encoder = self.encoder(T5EncoderModel, "text_encoder")
 
     def load_network(self) -> tuple[nn.Module, nn.Module, int]:
         base = self.spec.base
-        transformer = PixArtTransformer2DModel.from_pretrained(base / "transformer", dtype=torch.float32)
+        transformer = self.placement.network(PixArtTransformer2DModel, base / "transformer")
         if transformer.use_additional_conditions:
             raise CheckpointError(f"{base} takes the picture's size as a condition; of PixArt only 512 pixels are read")
         return transformer, PixArtDenoiser(transformer), int(transformer.config["in_channels"])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tdm_serve.errors import PromptTooLong
-from tdm_serve.models.families.base import Family, fused_version, placed
+from tdm_serve.models.families.base import Family, fused_version
 from tdm_serve.models.families.clip import Reader
 from tdm_serve.models.spec import ModelSpec
 from tdm_serve.models.versions import Adapters
@@ -30,15 +30,13 @@ class PlainFamily(Family):
 
     @abstractmethod
     def load_network(self) -> tuple[nn.Module, nn.Module, int]:
-        """The network of the base in float32, that network in the backends' signature, and the latents' channels."""
+        """The network of the base, that network in the backends' signature, and the latents' channels."""
 
-    def load_denoiser(
-        self, specs: Sequence[ModelSpec], device: torch.device, dtype: torch.dtype, adapters: Adapters
-    ) -> None:
+    def load_denoiser(self, specs: Sequence[ModelSpec], adapters: Adapters) -> None:
         assert len(specs) == 1, "the table of families says that versions are not shared"
         network, denoiser, self.channels = self.load_network()
         self.versions = fused_version(network, self.spec, adapters)
-        self.denoiser = placed(denoiser, device).to(dtype)
+        self.denoiser = denoiser.to(self.device, self.dtype).eval()
 
     def tokens(self, prompt: str) -> list[int]:
         return list(self.reader.fitted(prompt))
@@ -55,9 +53,9 @@ class PlainFamily(Family):
         return self.reader.length
 
     def encode(self, prompts: Sequence[Sequence[int]], *, together: bool = False) -> list[Tensor]:
-        ids = torch.tensor([list(prompt) for prompt in prompts], device=self.device)
+        ids = torch.tensor([list(prompt) for prompt in prompts], device=self.text_device)
         parts = ids.split(len(prompts) if together else 1)
-        return [row.clone() for part in parts for row in self.encoded(part)]
+        return [row.to(self.device, copy=True) for part in parts for row in self.encoded(part)]
 
     @abstractmethod
     def encoded(self, ids: Tensor) -> Tensor:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from tdm_serve.models.families.base import placed
 from tdm_serve.models.families.clip import Reader
 from tdm_serve.models.families.plain import PlainFamily
 from tdm_serve.models.routed import Route
@@ -28,14 +26,13 @@ class UNetDenoiser(nn.Module):
 class SD15(PlainFamily):
     """A loaded Stable Diffusion 1.x base with one version."""
 
-    def load_text(self, device: torch.device, dtype: torch.dtype) -> None:
-        folder = self.spec.base / "text_encoder"
+    def load_text(self) -> None:
         self.reader = Reader(self.spec.base / "tokenizer")
         self.limit = min(self.reader.length, self.spec.max_prompt_tokens)
-        self.text_encoder = placed(CLIPTextModel.from_pretrained(folder, dtype=dtype), device)
+        self.text_encoder = self.encoder(CLIPTextModel, "text_encoder")
 
     def load_network(self) -> tuple[nn.Module, nn.Module, int]:
-        unet = UNet2DConditionModel.from_pretrained(self.spec.base / "unet", dtype=torch.float32)
+        unet = self.placement.network(UNet2DConditionModel, self.spec.base / "unet")
         return unet, UNetDenoiser(unet), int(unet.config["in_channels"])
 
     def encoded(self, ids: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
 from tdm_serve.errors import PromptTooLong
-from tdm_serve.models.families.base import Family, placed, with_versions
+from tdm_serve.models.families.base import Family, with_versions
 from tdm_serve.models.families.clip import Reader
 from tdm_serve.models.families.sd3_denoiser import SD3Denoiser
 from tdm_serve.models.families.table import FAMILIES
@@ -35,28 +34,26 @@ class SD3(Family):
 
     denoiser: SD3Denoiser
 
-    def load_text(self, device: torch.device, dtype: torch.dtype) -> None:
+    def load_text(self) -> None:
         base, limit = self.spec.base, self.spec.max_prompt_tokens
         self.readers = [Reader(base / "tokenizer"), Reader(base / "tokenizer_2")]
-        self.clips = [_clip(base / name, device, dtype) for name in ("text_encoder", "text_encoder_2")]
+        names = ("text_encoder", "text_encoder_2")
+        self.clips = [self.encoder(CLIPTextModelWithProjection, name) for name in names]
         self.t5 = None
         if FAMILIES["sd3"].present(base, ("text_encoder_3",)):
             self.readers.append(Reader(base / "tokenizer_3", limit))
-            self.t5 = placed(T5EncoderModel.from_pretrained(base / "text_encoder_3", dtype=dtype), device)
+            self.t5 = self.encoder(T5EncoderModel, "text_encoder_3")
         self.length = self.readers[0].length + limit + 1  # CLIP's, T5's, and the pooled embedding
 
-    def load_denoiser(
-        self, specs: Sequence[ModelSpec], device: torch.device, dtype: torch.dtype, adapters: Adapters
-    ) -> None:
+    def load_denoiser(self, specs: Sequence[ModelSpec], adapters: Adapters) -> None:
         network, denoiser, self.channels = self.load_network()
         self.versions = with_versions(denoiser, network, specs, adapters)
-        self.denoiser = denoiser.pack().to(device, dtype)
+        self.denoiser = denoiser.pack().to(self.device, self.dtype)
         self._tables: dict[tuple[int, float, Variant], tuple[Tensor, Tensor]] = {}
 
     def load_network(self) -> tuple[nn.Module, SD3Denoiser, int]:
-        """The transformer of the base in float32, the denoiser over its parameters, and the latents' channels."""
-        transformer = SD3Transformer2DModel.from_pretrained(self.spec.base / "transformer", dtype=torch.float32)
-        transformer.eval().requires_grad_(False)
+        """The transformer of the base, the denoiser over its parameters, and the latents' channels."""
+        transformer = self.placement.network(SD3Transformer2DModel, self.spec.base / "transformer")
         self.width = int(transformer.config["joint_attention_dim"])  # of text features
         self.pooled = int(transformer.config["pooled_projection_dim"])
         denoiser = SD3Denoiser(transformer)
@@ -78,9 +75,9 @@ class SD3(Family):
 
     def encode(self, prompts: Sequence[Sequence[int]], *, together: bool = False) -> list[Tensor]:
         """Features (length, C) of each prompt; C is the wider of text and pooled embedding, and the last row is it."""
-        ids = torch.tensor([list(prompt) for prompt in prompts], device=self.device)
+        ids = torch.tensor([list(prompt) for prompt in prompts], device=self.text_device)
         parts = ids.split(len(prompts) if together else 1)
-        return [row.clone() for part in parts for row in self._encoded(part)]
+        return [row.to(self.device, copy=True) for part in parts for row in self._encoded(part)]
 
     def _encoded(self, ids: Tensor) -> Tensor:
         """(B, length, C) of ids (B, all tokenizers' lengths)."""
@@ -112,7 +109,3 @@ class SD3(Family):
             time = torch.tensor([row.t], dtype=torch.float32, device=self.device)
             self._tables[key] = text, self.denoiser.modulation(time, text, ((version, 1),))
         return self._tables[key][1]
-
-
-def _clip(folder: Path, device: torch.device, dtype: torch.dtype) -> CLIPTextModelWithProjection:
-    return placed(CLIPTextModelWithProjection.from_pretrained(folder, dtype=dtype), device)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,10 +19,10 @@ from transformers import AutoTokenizer, Qwen3Model
 
 from tdm_serve.errors import PromptTooLong
 from tdm_serve.models.adapters import fuse_adapters
-from tdm_serve.models.families.base import Family, placed, with_versions
+from tdm_serve.models.families.base import Family, with_versions
 from tdm_serve.models.families.zimage_denoiser import ZImageDenoiser, padded_length
 from tdm_serve.models.spec import ModelSpec
-from tdm_serve.models.versions import Adapters, Versions
+from tdm_serve.models.versions import Adapters
 from tdm_serve.sampling import Row
 
 KEPT_LEVELS = 256  # noise levels whose modulation is kept; requests choose their step count, so levels have no bound
@@ -36,16 +35,17 @@ class ZImage(Family):
 
     denoiser: ZImageDenoiser
 
-    def load_text(self, device: torch.device, dtype: torch.dtype) -> None:
+    def load_text(self) -> None:
         self.tokenizer: Any = AutoTokenizer.from_pretrained(self.spec.base / "tokenizer")
         self._tokens = lru_cache(KEPT_PROMPTS)(self._tokenised)
         self.tokens("")  # clears the padding that a tokenizer's file may ask for, before threads share it
-        self.text_encoder = placed(_load_text_encoder(self.spec.base / "text_encoder", dtype), device)
+        self.text_encoder = _shortened(self.encoder(Qwen3Model, "text_encoder"))
 
-    def load_denoiser(
-        self, specs: Sequence[ModelSpec], device: torch.device, dtype: torch.dtype, adapters: Adapters
-    ) -> None:
-        self.denoiser, self.versions = _denoiser(specs, device, dtype, adapters)
+    def load_denoiser(self, specs: Sequence[ModelSpec], adapters: Adapters) -> None:
+        transformer = self.placement.network(ZImageTransformer2DModel, self.spec.base / "transformer")
+        denoiser = ZImageDenoiser(transformer)
+        self.versions = with_versions(denoiser, transformer, specs, adapters)
+        self.denoiser = denoiser.pack().to(self.device, self.dtype)
         self.channels = self.denoiser.channels
         self._modulation: dict[tuple[float, str], Tensor] = {}
 
@@ -80,13 +80,14 @@ class ZImage(Family):
     def encode(self, prompts: Sequence[Sequence[int]], *, together: bool = False) -> list[Tensor]:
         """Text features (tokens, C) of prompts as token ids, for every version alike."""
         limit, pad = padded_length(self.spec.max_prompt_tokens), self.tokenizer.pad_token_id
-        ids = torch.tensor([[*prompt, *[pad] * (limit - len(prompt))] for prompt in prompts], device=self.device)
-        counts = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
-        mask = (torch.arange(limit, device=self.device) < counts.unsqueeze(1)).long()
+        ids = torch.tensor([[*prompt, *[pad] * (limit - len(prompt))] for prompt in prompts], device=self.text_device)
+        counts = torch.tensor([len(prompt) for prompt in prompts], device=self.text_device)
+        mask = (torch.arange(limit, device=self.text_device) < counts.unsqueeze(1)).long()
         size = len(prompts) if together else 1
         parts = zip(ids.split(size), mask.split(size), strict=True)  # (size, limit) each
         features = [self.text_encoder(input_ids=i, attention_mask=m).last_hidden_state for i, m in parts]
-        return [row[: len(prompt)].clone() for row, prompt in zip(chain(*features), prompts, strict=True)]
+        texts = zip(chain(*features), prompts, strict=True)
+        return [row[: len(prompt)].to(self.device, copy=True) for row, prompt in texts]
 
     def refine(self, features: Tensor, length: int, version: str = "") -> Tensor:
         """Text tokens (1, length, D) ready for the denoiser, of features (tokens, C); length is a multiple of 32."""
@@ -115,31 +116,16 @@ class ZImage(Family):
         return self._modulation[key]
 
 
-def _denoiser(
-    specs: Sequence[ModelSpec], device: torch.device, dtype: torch.dtype, adapters: Adapters
-) -> tuple[ZImageDenoiser, Versions]:
-    """The base for all versions, or a single version with its adapter in the base weights."""
-    transformer = _base_transformer(specs[0])
-    denoiser = ZImageDenoiser(transformer)
-    versions = with_versions(denoiser, transformer, specs, adapters)
-    return denoiser.pack().to(device, dtype), versions
-
-
 def load_transformer(spec: ModelSpec) -> ZImageTransformer2DModel:
     """The base transformer in float32, with the version's adapters fused where it has any."""
-    transformer = _base_transformer(spec)
+    transformer = ZImageTransformer2DModel.from_pretrained(spec.base / "transformer", dtype=torch.float32)
+    transformer.eval().requires_grad_(False)
     fuse_adapters(transformer, spec.adapters, str(spec.base))
     return transformer
 
 
-def _base_transformer(spec: ModelSpec) -> ZImageTransformer2DModel:
-    transformer = ZImageTransformer2DModel.from_pretrained(spec.base / "transformer", dtype=torch.float32)
-    return transformer.eval().requires_grad_(False)
-
-
-def _load_text_encoder(folder: Path, dtype: torch.dtype) -> Qwen3Model:
+def _shortened(encoder: Qwen3Model) -> Qwen3Model:
     """Without its last layer and final norm: conditioning is the second to last hidden state."""
-    encoder = Qwen3Model.from_pretrained(folder, dtype=dtype)  # and rotary frequencies in float32, unlike `to(dtype)`
     encoder.layers = encoder.layers[:-1]
     encoder.norm = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue] - a norm to transformers' own code
     return encoder
