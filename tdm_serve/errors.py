@@ -5,6 +5,7 @@ TdmServeError
 │   └── PromptTooLong
 ├── UnknownModel          an id that is neither in the catalogue nor a folder
 ├── CheckpointError       a folder that is no checkpoint, or one with a missing, broken or pickled file
+│   └── ArtifactError     an exported engine's folder that is incomplete, changed, or of another checkpoint
 ├── ConfigError           a configuration key or value that does not exist or does not fit
 ├── BackendUnavailable    an explicitly chosen backend that cannot run here
 ├── MissingExtra          an optional dependency; the message holds its pip command
@@ -48,6 +49,10 @@ class UnknownModel(TdmServeError):
 
 class CheckpointError(TdmServeError):
     """A folder that is no checkpoint, or one with a missing, broken or pickled file."""
+
+
+class ArtifactError(CheckpointError):
+    """An exported engine's folder that is incomplete, changed, or made from or for something else."""
 
 
 class ConfigError(TdmServeError):
