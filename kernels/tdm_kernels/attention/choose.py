@@ -1,0 +1,118 @@
+"""Which backend runs a call: TDM_SERVE_ATTENTION=auto|triton|cudnn|flash|sdpa.
+
+An explicit choice that cannot run raises and says why. `auto`, the default, takes what the committed table measured as
+fastest for the device and shape; where nothing was measured it takes `sdpa`, torch's own choice, and says so once.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from tdm_kernels.attention import table, variants
+from tdm_kernels.checks import spell
+from tdm_kernels.errors import KernelUnavailable
+
+VARIABLE = "TDM_SERVE_ATTENTION"
+BACKENDS = ("triton", "cudnn", "flash", "sdpa")
+HALF = (torch.float16, torch.bfloat16)
+OLDEST = (8, 0)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A backend and, where that is "triton", the variant of the kernel."""
+
+    backend: str
+    variant: str = ""
+
+
+def choose(q: Tensor, k: Tensor, kv_len: Tensor | None) -> Choice:
+    """The backend for a call. Raises KernelUnavailable where an explicit one cannot run it."""
+    asked = os.environ.get(VARIABLE, "auto")
+    if asked not in ("auto", *BACKENDS):
+        raise KernelUnavailable(f"{VARIABLE} is {asked!r}; allowed: auto, {', '.join(BACKENDS)}")
+    if asked != "auto":
+        if reason := obstacle(asked, q, kv_len is not None):
+            raise KernelUnavailable(f"{VARIABLE}={asked} cannot run this attention: {reason}")
+        return Choice(asked, _variant(q, k, kv_len) if asked == "triton" else "")
+    if q.device.type != "cuda":
+        return Choice("sdpa")
+    row = table.lookup(_shape(q, k, kv_len))
+    choice = Choice("sdpa") if row is None else Choice(row.backend, row.variant or "")
+    why = "this shape was not measured on it" if row is None else "the committed table says so"
+    if reason := obstacle(choice.backend, q, kv_len is not None):
+        choice, why = Choice("sdpa"), f"{choice.backend} is faster but cannot run here: {reason}"
+    _say_once(q.device, q.shape[-1], choice, why)
+    return choice
+
+
+def obstacle(backend: str, q: Tensor, ragged: bool) -> str | None:
+    """Why `backend` cannot run queries like `q`, or None. `ragged`: there is a `kv_len`."""
+    if backend == "sdpa":
+        return None
+    if backend == "triton":
+        return _triton_obstacle(q)
+    if q.device.type != "cuda":
+        return f"the tensors are on {q.device}, and it needs a CUDA device"
+    if q.dtype not in HALF:
+        return f"the dtype is {spell([q.dtype])}, and it takes {spell(HALF)}"
+    if backend == "flash" and ragged:
+        return "torch's flash attention has no masks, so it cannot take kv_len"
+    return None
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter runs kernels on the CPU, which tests use."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def _triton_obstacle(q: Tensor) -> str | None:
+    if not triton_installed():
+        return "triton is not installed; run: pip install 'tdm-serve[kernels]'"
+    if q.shape[-1] not in variants.HEAD_DIMS:
+        return f"the head dimension is {q.shape[-1]}, and it takes {' or '.join(map(str, variants.HEAD_DIMS))}"
+    if interpreted():
+        return None
+    if q.device.type != "cuda":
+        return f"the tensors are on {q.device}, and it needs a CUDA device"
+    if q.dtype not in HALF:
+        return f"the dtype is {spell([q.dtype])}, and it takes {spell(HALF)}"
+    capability = torch.cuda.get_device_capability(q.device)
+    if capability < OLDEST:
+        return f"the device has compute capability {capability[0]}.{capability[1]}, and it needs 8.0 or newer"
+    return None
+
+
+@cache
+def triton_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def _shape(q: Tensor, k: Tensor, kv_len: Tensor | None) -> table.Shape:
+    name = torch.cuda.get_device_name(q.device)
+    return table.Shape(name, q.shape[-1], k.shape[2], q.shape[0] * q.shape[1], kv_len is not None)
+
+
+def _variant(q: Tensor, k: Tensor, kv_len: Tensor | None) -> str:
+    """The variant for an explicit `triton`: the table's if it holds one, else the device's default."""
+    if interpreted():
+        return variants.default(q.shape[-1], OLDEST)
+    row = table.lookup(_shape(q, k, kv_len))
+    if row is not None and row.variant:
+        return row.variant
+    return variants.default(q.shape[-1], torch.cuda.get_device_capability(q.device))
+
+
+@cache
+def _say_once(device: torch.device, head_dim: int, choice: Choice, why: str) -> None:
+    what = f"{choice.backend} {choice.variant}".strip()
+    log.info("attention with head dimension %d on %s runs on %s: %s", head_dim, device, what, why)

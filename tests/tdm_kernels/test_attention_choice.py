@@ -1,0 +1,140 @@
+"""Who computes an attention: TDM_SERVE_ATTENTION, the committed table, and what is said about it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tdm_kernels import KernelUnavailable, joint_attention, joint_attention_lse
+from tdm_kernels.attention import choose as choosing
+from tdm_kernels.attention import table, variants
+from tdm_kernels.attention.choose import BACKENDS, VARIABLE, Choice, choose, obstacle
+
+H200 = "NVIDIA H200"
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.Tensor]:
+    """A tensor that says it is on an H200, for the questions that need no real one. Meta tensors hold no data."""
+
+    class OnCard(torch.Tensor):
+        device = torch.device("cuda", 0)
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: H200)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    clear()
+    yield torch.empty(1, 30, 1024, 128, dtype=torch.bfloat16, device="meta").as_subclass(OnCard)
+    clear()
+
+
+def clear() -> None:
+    table.lookup.cache_clear()
+    choosing._say_once.cache_clear()
+
+
+def row(**changes: object) -> dict[str, object]:
+    plain = {"device": H200, "head_dim": 128, "keys": 1024, "streams": 30, "ragged": False, "backend": "cudnn"}
+    return plain | changes
+
+
+def use_rows(monkeypatch: pytest.MonkeyPatch, *rows: dict[str, object]) -> None:
+    monkeypatch.setattr(table, "_rows", lambda: table.parse(json.dumps({"rows": rows})))
+
+
+def test_the_committed_table_is_valid() -> None:
+    for one in table.parse(table.PATH.read_text()):
+        assert one.backend in BACKENDS
+        assert one.shape.head_dim in variants.HEAD_DIMS or one.backend != "triton"
+
+
+def test_auto_takes_what_was_measured(card: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_rows(monkeypatch, row(), row(keys=4096, backend="triton", variant="tma-128x128-s2"))
+    assert choose(card, card, None) == Choice("cudnn")
+    longer = card[:, :, :1, :].expand(1, 30, 4608, 128)
+    assert choose(longer, longer, None) == Choice("triton", "tma-128x128-s2")
+
+
+def test_auto_says_once_that_nothing_was_measured(
+    card: torch.Tensor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    use_rows(monkeypatch, row(device="NVIDIA L40S"), row(ragged=True), row(head_dim=64), row(keys=4096))
+    with caplog.at_level(logging.INFO, "tdm_kernels"):
+        assert [choose(card, card, None) for _ in range(3)] == [Choice("sdpa")] * 3
+    assert [record.message for record in caplog.records] == [
+        "attention with head dimension 128 on cuda:0 runs on sdpa: this shape was not measured on it"
+    ]
+
+
+def test_auto_says_why_it_cannot_take_the_fastest(
+    card: torch.Tensor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    use_rows(monkeypatch, row(backend="triton", variant="tma-128x128-s2"))
+    monkeypatch.setattr(choosing, "triton_installed", lambda: False)
+    with caplog.at_level(logging.INFO, "tdm_kernels"):
+        assert choose(card, card, None) == Choice("sdpa")
+    assert "triton is faster but cannot run here: triton is not installed" in caplog.text
+
+
+def test_explicit_triton_takes_the_tables_variant_or_the_default(
+    card: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setenv(VARIABLE, "triton")
+    use_rows(monkeypatch, row())
+    assert choose(card, card, None) == Choice("triton", "pointer-128x64-w8-s3")
+    table.lookup.cache_clear()
+    use_rows(monkeypatch, row(backend="triton", variant="tma-128x64-s3"))
+    assert choose(card, card, None) == Choice("triton", "tma-128x64-s3")
+
+
+def test_obstacles_on_a_card(card: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    assert all(obstacle(backend, card, ragged=False) is None for backend in BACKENDS)
+    assert "has no masks" in str(obstacle("flash", card, ragged=True))
+    assert "float32, and it takes float16 or bfloat16" in str(obstacle("cudnn", card.float(), ragged=False))
+    assert "head dimension is 40, and it takes 64 or 128" in str(obstacle("triton", card[..., :40], ragged=False))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    assert "compute capability 7.5, and it needs 8.0" in str(obstacle("triton", card, ragged=False))
+
+
+@pytest.mark.parametrize("backend", ["triton", "cudnn", "flash"])
+def test_an_explicit_choice_that_cannot_run_says_why(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if backend == "triton":
+        pytest.importorskip("triton")
+    monkeypatch.setenv(VARIABLE, backend)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    x = torch.randn(1, 1, 4, 64)
+    for operation in (joint_attention, joint_attention_lse):
+        with pytest.raises(KernelUnavailable, match=f"{VARIABLE}={backend} cannot run .*: the tensors are on cpu"):
+            operation(x, x, x)
+
+
+def test_an_unknown_choice_names_the_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "fast")
+    x = torch.randn(1, 1, 4, 64)
+    with pytest.raises(KernelUnavailable, match="'fast'; allowed: auto, triton, cudnn, flash, sdpa"):
+        joint_attention(x, x, x)
+
+
+def test_sdpa_runs_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "sdpa")
+    x = torch.randn(1, 1, 4, 64)
+    assert torch.equal(joint_attention(x, x, x), torch.nn.functional.scaled_dot_product_attention(x, x, x))
+
+
+def test_a_table_with_an_unknown_variant_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"variant 'tma-1x1'.*known: pointer-128x64-w4-s3"):
+        table.parse(json.dumps({"rows": [row(backend="triton", variant="tma-1x1")]}))
+
+
+def test_triton_is_not_imported_until_a_kernel_starts(environment: dict[str, str]) -> None:
+    code = "import sys, tdm_kernels; sys.exit('triton' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0

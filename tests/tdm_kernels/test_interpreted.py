@@ -1,0 +1,31 @@
+"""Runs the files of `interpreted/`, each in a process with Triton's interpreter on. See the conftest there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).with_name("interpreted")
+FILES = sorted(path.name for path in FOLDER.glob("test_*.py"))
+
+
+def test_there_are_files() -> None:
+    assert "test_attention.py" in FILES
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_interpreted(name: str, root: Path, environment: dict[str, str]) -> None:
+    pytest.importorskip("triton", reason="kernels are interpreted by Triton, which is not installed")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", str(FOLDER / name), "-q", "-p", "no:cacheprovider"],
+        cwd=root,
+        env=environment | {"TRITON_INTERPRET": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
