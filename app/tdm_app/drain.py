@@ -9,10 +9,10 @@ import asyncio
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tdm_app.errors import SERVER, SOON, Kind, Problem
+from tdm_app.errors import SERVER, SOON_MS, Kind, Problem
 
 STOPPING = Problem(
-    Kind(503, SERVER, "unavailable", {**SOON, "connection": "close"}),
+    Kind(503, SERVER, "unavailable", {"connection": "close"}, SOON_MS),
     "the service is stopping: it finishes what it has begun and takes nothing new",
 )
 ALIVE = frozenset({"/healthz"})

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+import random
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any, cast
@@ -41,18 +42,21 @@ log = logging.getLogger(__name__)
 PARAMS = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
 CLIENT, RATE, SERVER = "invalid_request_error", "rate_limit_error", "server_error"
 CLIENT_GONE = 499  # nobody reads it; the access log and the metrics show it
-SOON = {"retry-after-ms": "1000", "retry-after": "1"}
+SOON_MS = 1000.0  # when to come back where nothing can be predicted
+LEAST_MS = 100.0  # nobody is asked to come back sooner: that would be a busy loop
+SPREAD = 0.25  # of the wait, and at least LEAST_MS: those who are refused together do not come back together
 NO_RETRY = {"x-should-retry": "false"}
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """Everything about an error but its sentence."""
+    """Everything about an error but its sentence. `retry_ms` is when it is worth a try again, as far as one knows."""
 
     status: int
     type: str
     code: str
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    retry_ms: float | None = None
 
 
 class NotFound(TdmServeError):
@@ -79,10 +83,10 @@ TABLE: dict[type[BaseException], Kind] = {
     ClientGone: Kind(CLIENT_GONE, CLIENT, "client_gone"),
     Cancelled: Kind(CLIENT_GONE, CLIENT, "cancelled", NO_RETRY),
     PictureFailed: Kind(500, SERVER, "picture_failed"),
-    OutOfDeviceMemory: Kind(503, SERVER, "out_of_memory", SOON),
-    EngineFailed: Kind(503, SERVER, "engine_failed", SOON),
-    EngineClosed: Kind(503, SERVER, "unavailable", SOON),
-    OutputError: Kind(503, SERVER, "storage_failed", SOON),
+    OutOfDeviceMemory: Kind(503, SERVER, "out_of_memory", retry_ms=SOON_MS),
+    EngineFailed: Kind(503, SERVER, "engine_failed", retry_ms=SOON_MS),
+    EngineClosed: Kind(503, SERVER, "unavailable", retry_ms=SOON_MS),
+    OutputError: Kind(503, SERVER, "storage_failed", retry_ms=SOON_MS),
     DeadlinePassed: Kind(504, SERVER, "deadline_passed", NO_RETRY),
     Exception: Kind(500, SERVER, "internal_error"),
 }
@@ -105,7 +109,8 @@ class Problem:
         return {"error": parts}
 
     def response(self) -> JSONResponse:
-        return JSONResponse(self.body(), self.kind.status, headers=dict(self.kind.headers))
+        retry = {} if self.kind.retry_ms is None else retry_headers(self.kind.retry_ms)
+        return JSONResponse(self.body(), self.kind.status, headers={**retry, **self.kind.headers})
 
 
 def kind_of(error: BaseException) -> Kind:
@@ -119,7 +124,7 @@ def problem_of(error: Exception) -> Problem:
     if for_the_log(error):
         return Problem(kind, STORAGE if isinstance(error, OutputError) else INTERNAL)
     if isinstance(error, Overloaded):
-        kind = replace(kind, headers={**retry_headers(error.retry_after_ms), **kind.headers})
+        kind = replace(kind, retry_ms=error.retry_after_ms)
     return Problem(kind, str(error), _param(error))
 
 
@@ -128,9 +133,13 @@ def for_the_log(error: BaseException) -> bool:
     return kind_of(error) in (TABLE[Exception], TABLE[OutputError])  # a Kind has no hash
 
 
-def retry_headers(retry_after_ms: float) -> dict[str, str]:
-    """When to come back, for OpenAI's clients in milliseconds and for everybody in whole seconds, both rounded up."""
-    wait_ms = max(1, math.ceil(retry_after_ms))
+def retry_headers(retry_after_ms: float, chance: Callable[[], float] = random.random) -> dict[str, str]:
+    """When to come back, for OpenAI's clients in milliseconds and for everybody in whole seconds, both rounded up.
+
+    Never sooner than predicted, and a little later by `chance` (0 to 1), anew for every answer.
+    """
+    least_ms = max(LEAST_MS, retry_after_ms)
+    wait_ms = math.ceil(least_ms + chance() * max(LEAST_MS, SPREAD * least_ms))
     return {"retry-after-ms": str(wait_ms), "retry-after": str(math.ceil(wait_ms / 1000))}
 
 

@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
-from tdm_app.errors import CLIENT, RATE, SERVER, SOON, Kind, Problem
+from tdm_app.errors import CLIENT, RATE, SERVER, SOON_MS, Kind, Problem
 from tdm_serve.errors import OutputError
 
 log = logging.getLogger(__name__)
 
-FULL = Problem(Kind(503, SERVER, "storage_failed", SOON), "the service cannot write its state; its log says why")
+FULL = Problem(
+    Kind(503, SERVER, "storage_failed", retry_ms=SOON_MS), "the service cannot write its state; its log says why"
+)
 
 
 class Refused(Exception):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from starlette.exceptions import HTTPException
 
 from tdm_app.api import create_app
-from tdm_app.errors import TABLE, kind_of, problem_of
+from tdm_app.errors import LEAST_MS, TABLE, kind_of, problem_of, retry_headers
 from tdm_app.schemas import ImageRequest
 from tdm_app.service import Service
 from tdm_serve import AsyncEngine, Pipeline
@@ -232,7 +232,7 @@ async def test_readiness_follows_the_engine(pipeline: Pipeline, assert_error: Ch
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         response = await client.get("/readyz")
         assert_error(response, 503, "unavailable")
-        assert response.headers["retry-after"] == "1"
+        assert response.headers["retry-after"] in {"1", "2"}
         assert (await client.get("/healthz")).json() == {"status": "ok"}
         async with app.router.lifespan_context(app):
             # sent at once, so it waits for the warm-up
@@ -275,3 +275,20 @@ async def test_the_table_knows_nearest_ancestors() -> None:
     assert kind_of(TdmServeError("anything else")) is TABLE[Exception]
     assert problem_of(InvalidRequest("bad", "steps")).param == "num_inference_steps"
     assert problem_of(InvalidRequest("bad")).param is None
+
+
+def test_a_refused_crowd_does_not_come_back_at_once() -> None:
+    waits = [int(retry_headers(2000)["retry-after-ms"]) for _ in range(100)]
+    assert min(waits) >= 2000
+    assert max(waits) <= 2500
+    assert max(waits) - min(waits) > 250
+    soon = [int(retry_headers(0.3)["retry-after-ms"]) for _ in range(100)]
+    assert LEAST_MS <= min(soon) < max(soon) <= 2 * LEAST_MS
+
+
+@pytest.mark.parametrize(
+    ("predicted_ms", "chance", "ms", "s"),
+    [(0.3, 0.0, "100", "1"), (900.2, 0.0, "901", "1"), (900, 1.0, "1125", "2"), (4000, 0.5, "4500", "5")],
+)
+def test_both_retry_headers_say_the_same(predicted_ms: float, chance: float, ms: str, s: str) -> None:
+    assert retry_headers(predicted_ms, lambda: chance) == {"retry-after-ms": ms, "retry-after": s}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from servers import serving, value_of, wait_ready
 
 from tdm_app.api import create_app
+from tdm_app.errors import SOON_MS, SPREAD
 from tdm_app.settings import Settings
 from tdm_serve import AsyncEngine, Pipeline
 from tdm_serve.core import Request, Terms
@@ -68,12 +70,12 @@ def failing(running: tuple[Failing, str]) -> Iterator[tuple[Failing, str]]:
 
 
 @pytest.mark.parametrize(
-    ("error", "kind", "status", "code", "retry_after_ms"),
+    ("error", "kind", "status", "code", "least_ms"),
     [
-        (Overloaded("full", 1234.2), openai.RateLimitError, 429, "overloaded", "1235"),
-        (EngineClosed("stopping"), openai.InternalServerError, 503, "unavailable", "1000"),
-        (EngineFailed("it died"), openai.InternalServerError, 503, "engine_failed", "1000"),
-        (OutOfDeviceMemory("no room"), openai.InternalServerError, 503, "out_of_memory", "1000"),
+        (Overloaded("full", 1234.2), openai.RateLimitError, 429, "overloaded", 1234.2),
+        (EngineClosed("stopping"), openai.InternalServerError, 503, "unavailable", SOON_MS),
+        (EngineFailed("it died"), openai.InternalServerError, 503, "engine_failed", SOON_MS),
+        (OutOfDeviceMemory("no room"), openai.InternalServerError, 503, "out_of_memory", SOON_MS),
         (DeadlinePassed("late"), openai.InternalServerError, 504, "deadline_passed", None),
         (PictureFailed("NaN"), openai.InternalServerError, 500, "picture_failed", None),
         (Cancelled("called off"), openai.APIStatusError, 499, "cancelled", None),
@@ -87,7 +89,7 @@ def test_each_failure_has_its_class(
     kind: type[openai.APIStatusError],
     status: int,
     code: str,
-    retry_after_ms: str | None,
+    least_ms: float | None,
     moment: str,
 ) -> None:
     engine, url = failing
@@ -97,8 +99,11 @@ def test_each_failure_has_its_class(
     assert (caught.value.status_code, caught.value.code) == (status, code)
     assert "secret" not in str(caught.value)
     headers = caught.value.response.headers
-    assert headers.get("retry-after-ms") == retry_after_ms
-    assert ("retry-after" in headers) is (retry_after_ms is not None)
+    assert ("retry-after" in headers) is ("retry-after-ms" in headers) is (least_ms is not None)
+    if least_ms is not None:
+        wait_ms = int(headers["retry-after-ms"])
+        assert least_ms <= wait_ms <= (1 + SPREAD) * least_ms + 1
+        assert int(headers["retry-after"]) == math.ceil(wait_ms / 1000)
     assert headers["x-request-id"]
 
 
