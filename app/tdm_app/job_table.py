@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tdm_app import picture_table
+from tdm_serve.errors import InvalidRequest
 
 Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 Json = dict[str, Any]
@@ -76,12 +77,26 @@ def get(connection: sqlite3.Connection, job_id: str, owner: str | None = None) -
     return None if row is None or owner not in {None, row["owner"]} else _job(row)
 
 
-def of(connection: sqlite3.Connection, owner: str | None, limit: int) -> list[Job]:
-    """The newest jobs of an owner, newest first."""
+def of(connection: sqlite3.Connection, owner: str | None, limit: int, after: str | None = None) -> list[Job]:
+    """The newest jobs of an owner, newest first; of those below `after`, so that new ones move nothing on a later page.
+
+    InvalidRequest where `after` is no job of the owner's.
+    """
+    below = None if after is None else _number(connection, after, owner)
     rows = connection.execute(
-        "SELECT * FROM jobs WHERE ?1 IS NULL OR owner = ?1 ORDER BY number DESC LIMIT ?2", (owner, limit)
+        "SELECT * FROM jobs WHERE (?1 IS NULL OR owner = ?1) AND (?3 IS NULL OR number < ?3) "
+        "ORDER BY number DESC LIMIT ?2",
+        (owner, limit, below),
     )
     return [_job(row) for row in rows]
+
+
+def _number(connection: sqlite3.Connection, job_id: str, owner: str | None) -> int:
+    found = "SELECT number FROM jobs WHERE id = ?1 AND (?2 IS NULL OR owner = ?2)"
+    row = connection.execute(found, (job_id, owner)).fetchone()
+    if row is None:
+        raise InvalidRequest(f"after is {job_id!r}, which is no job of yours or was forgotten; begin anew", "after")
+    return row["number"]
 
 
 def start(connection: sqlite3.Connection, job_id: str) -> bool:

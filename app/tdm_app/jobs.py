@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FED_BATCHES = 2  # pictures of jobs in the engine, in its best batches: one on the device, one behind it
-LONGEST_PAUSE_S = 1.0  # between two attempts to hand a job to a busy engine
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 0.02, 1.0  # between two attempts to hand a job to a busy engine
 NOT_WARM_MS = 5000.0  # when to come back while nothing can be predicted
 FULL_PAUSE_S = 2.0  # between two attempts to write to a full disk
 TRIES = 2  # of a job whose engine died under it
@@ -191,7 +191,7 @@ class Jobs:
                 raise
             except TdmServeError as error:
                 if isinstance(error, Overloaded) and not isinstance(error, DeadlineUnreachable):
-                    return min(LONGEST_PAUSE_S, error.retry_after_ms / 1000)
+                    return min(LONGEST_PAUSE_S, max(SHORTEST_PAUSE_S, error.retry_after_ms / 1000))
                 self._queue.drop(live.id)
                 self._spawn(self._fail(live, error))
             else:

@@ -46,10 +46,12 @@ class Job(BaseModel):
 
 
 class JobList(BaseModel):
-    """Answer of `GET /v1/jobs`: the newest first, without pictures."""
+    """Answer of `GET /v1/jobs`: the newest first, without pictures. `last_id` is what the next page comes `after`."""
 
     object: Literal["list"] = "list"
     data: list[Job]
+    first_id: str | None
+    last_id: str | None
     has_more: bool
 
 

@@ -102,9 +102,9 @@ class State:
         """A job; None where it is not there or not of `owner`. An owner of None (an admin) may see all."""
         return await self.read(job_table.get, job_id, owner)
 
-    async def jobs(self, owner: str | None = None, limit: int = 100) -> list[Job]:
-        """The newest jobs of an owner, newest first."""
-        return await self.read(job_table.of, owner, limit)
+    async def jobs(self, owner: str | None = None, limit: int = 100, after: str | None = None) -> list[Job]:
+        """The newest jobs of an owner, newest first, from below `after` on. InvalidRequest where that is none."""
+        return await self.read(job_table.of, owner, limit, after)
 
     async def start_job(self, job_id: str) -> bool:
         """queued -> running; False where it is not queued any more."""

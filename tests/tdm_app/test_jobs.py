@@ -178,9 +178,29 @@ async def test_listing(client: httpx.AsyncClient, assert_error: Check) -> None:
     assert [job["id"] for job in page["data"]] == mine[:0:-1]
     assert page["has_more"]
     assert all(job["result"] is None for job in page["data"])
+    assert (page["first_id"], page["last_id"]) == (mine[2], mine[1])
+    newer = (await accepted(client))["id"]  # moves nothing on the pages below
+    following = (await client.get(URL, params={"limit": 1, "after": page["last_id"]})).json()
+    assert [job["id"] for job in following["data"]] == mine[:1]
     assert_error(await client.get(URL, params={"limit": 0}), 400, "invalid_value", "limit")
-    for job in mine:
+    unknown = assert_error(await client.get(URL, params={"after": "job_none"}), 400, "invalid_value", "after")
+    assert "'job_none'" in unknown["message"]
+    for job in (*mine, newer):
         await ended(client, job)
+
+
+async def test_all_pages_together_are_all_jobs(client: httpx.AsyncClient) -> None:
+    for _ in range(3):
+        await ended(client, (await accepted(client))["id"])
+    seen: list[str] = []
+    page: dict[str, Any] = {"has_more": True, "last_id": None}
+    while page["has_more"]:
+        after = {"after": page["last_id"]} if page["last_id"] else {}
+        page = (await client.get(URL, params={"limit": 2} | after)).json()
+        seen += [job["id"] for job in page["data"]]
+    assert seen == [job["id"] for job in (await client.get(URL, params={"limit": 100})).json()["data"]]
+    last = (await client.get(URL, params={"after": seen[-1]})).json()
+    assert last == {"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False}
 
 
 async def test_a_full_queue_refuses(pipeline: Pipeline, assert_error: Check) -> None:

@@ -19,7 +19,7 @@ from tdm_app import job_table
 from tdm_app.database import MIGRATIONS, connect
 from tdm_app.job_table import LOST, MAX_ATTEMPTS, Job
 from tdm_app.state import DATABASE, State
-from tdm_serve.errors import ConfigError, OutputError
+from tdm_serve.errors import ConfigError, InvalidRequest, OutputError
 
 pytestmark = pytest.mark.anyio
 BODY = {"prompt": "two red circles", "n": 2, "seed": 2**63 - 1}
@@ -105,6 +105,11 @@ async def test_owners_see_their_own(state: State) -> None:
     assert await state.jobs("me") == [mine]
     assert await state.jobs() == [other, mine]
     assert await state.jobs(limit=1) == [other]
+    third = await state.add_job("me", BODY)
+    assert await state.jobs("me", after=third.id) == [mine]
+    assert await state.jobs(after=third.id) == [other, mine]
+    with pytest.raises(InvalidRequest, match=f"after is '{other.id}', which is no job of yours"):
+        await state.jobs("me", after=other.id)
     await state.remember({"img_1": RECIPE}, "me")
     assert await state.picture("img_1", "you") is None
     assert await state.job("job_that_never_was") is None

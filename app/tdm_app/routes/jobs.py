@@ -23,6 +23,7 @@ from tdm_app.service import Service
 from tdm_app.sse import EventStream, event, kept_alive
 
 MAX_LISTED = 100
+MAX_ID = 100
 HEARD = "`job.status`, then `job.progress`; last `job.succeeded`, `job.failed` or `job.cancelled`, with the job."
 EVENTS: dict[int | str, dict[str, Any]] = {
     200: {
@@ -50,13 +51,15 @@ def jobs_router(service: Service, jobs: Jobs, limiter: Limiter) -> APIRouter:
 
     @router.get("")
     async def list_jobs(  # pyright: ignore[reportUnusedFunction]
-        request: HttpRequest, limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = 20
+        request: HttpRequest,
+        limit: Annotated[int, Query(ge=1, le=MAX_LISTED)] = 20,
+        after: Annotated[str | None, Query(min_length=1, max_length=MAX_ID)] = None,
     ) -> JobList:
-        """The caller's newest jobs, newest first, without pictures."""
-        found = await service.state.jobs(caller_of(request).owner, limit + 1)
-        return JobList(
-            data=[await view.of(job, request, pictures=False) for job in found[:limit]], has_more=len(found) > limit
-        )
+        """The caller's newest jobs, newest first, without pictures; `after` the last one of the page before."""
+        found = await service.state.jobs(caller_of(request).owner, limit + 1, after)
+        page = [await view.of(job, request, pictures=False) for job in found[:limit]]
+        first, last = (page[0].id, page[-1].id) if page else (None, None)
+        return JobList(data=page, first_id=first, last_id=last, has_more=len(found) > limit)
 
     @router.get("/{job_id}")
     async def get_job(job_id: str, request: HttpRequest) -> Job:  # pyright: ignore[reportUnusedFunction]
