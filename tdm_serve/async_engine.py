@@ -119,9 +119,9 @@ class AsyncEngine:
         if model not in self.infos:
             served = ", ".join(repr(name) for name in self.infos)
             raise UnknownModel(f"model {model!r} is not served; allowed: {served}")
-        shape = self._device.check(request)
+        shape, cached = self._device.look(request)
         steps = len(self.infos[model].sigmas) if request.steps is None else request.steps
-        return Asked(request, shape, model, steps, self._device.cached(request))
+        return Asked(request, shape, model, steps, cached)
 
     async def generate(self, requests: Sequence[Request], terms: Terms = PLAIN) -> list[GeneratedImage]:
         """Submits and waits. A cancelled caller cancels its pictures."""

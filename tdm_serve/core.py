@@ -6,7 +6,7 @@ import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -35,13 +35,20 @@ class ModelInfo:
     max_side: int
     max_prompt_tokens: int
     description: str = ""
+    free_steps: bool = False  # a multi-step base, which any number of steps suits; others were trained for their table
+    guidance_off: float = 1.0  # what the family's users call no guidance, see `validation.weight_of`
+    adapter: Literal["none", "fused", "separate"] = "none"  # how the version keeps it; separate has a scale per request
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """One picture to make. Validated by the engine; `steps` and `guidance` of None mean the checkpoint's own.
 
-    `model` is the id of a served checkpoint, empty for the first. A `negative_prompt` needs guidance.
+    `guidance` is the weight w of `away + w * (towards - away)`, 1 is off, whatever the family's own convention is.
+    `model` is the id of a served checkpoint, empty for the first. A `negative_prompt` needs guidance. A few-step
+    version takes another number of steps than its own only with `allow_untrained_schedule`. A prompt beyond the
+    version's tokens is refused, or cut with `truncate_prompt`. `adapter_scale` multiplies what the version's adapter
+    adds, where adapters are kept separate: 0 is the base, None is 1.
     """
 
     prompt: str
@@ -52,6 +59,26 @@ class Request:
     guidance: float | None = None
     negative_prompt: str = ""
     model: str = ""
+    allow_untrained_schedule: bool = False
+    truncate_prompt: bool = False
+    adapter_scale: float | None = None
+
+    @classmethod
+    def from_recipe(cls, recipe: Mapping[str, Any]) -> Request:
+        """What makes a picture again, of what `GeneratedImage.recipe` said. Its `checkpoint_hash` is not looked at."""
+        return cls(
+            prompt=recipe["prompt"],
+            seed=recipe["seed"],
+            width=recipe["width"],
+            height=recipe["height"],
+            steps=len(recipe["sigmas"]),
+            guidance=recipe["guidance"],
+            negative_prompt=recipe.get("negative_prompt", ""),
+            model=recipe["model"],
+            allow_untrained_schedule=recipe.get("untrained_schedule", False),
+            truncate_prompt=recipe.get("truncated", False),
+            adapter_scale=recipe.get("adapter_scale"),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +142,21 @@ class GeneratedImage:
     checkpoint_hash: str
     timings_ms: Mapping[str, float] = field(default_factory=dict[str, float])  # text, denoise, decode, total
     negative_prompt: str = ""
-    tokens: int = 0  # of the prompt, its template included
+    tokens: int = 0  # of the whole prompt, its template included
+    untrained_schedule: bool = False  # made in another number of steps than the version was trained for
+    truncated: bool = False  # not all of the prompt, or of the negative one, was read
+    adapter_scale: float = 1.0
 
     def recipe(self) -> dict[str, Any]:
-        """Everything but the pixels and the timings, JSON-ready; a negative prompt where there was one."""
+        """Everything but the pixels and the timings, JSON-ready; what is as usual has no entry of its own.
+
+        `Request.from_recipe` makes the picture again.
+        """
         names = ("prompt", "seed", "width", "height", "nfe", "guidance", "model", "checkpoint_hash")
         plain = {name: getattr(self, name) for name in names} | {"sigmas": list(self.sigmas)}
-        return plain | ({"negative_prompt": self.negative_prompt} if self.negative_prompt else {})
+        unusual = {"negative_prompt": "", "untrained_schedule": False, "truncated": False, "adapter_scale": 1.0}
+        said = ((name, getattr(self, name), usual) for name, usual in unusual.items())
+        return plain | {name: value for name, value, usual in said if value != usual}
 
     def png(self) -> bytes:
         """The picture as PNG with the recipe in text chunks: the whole as JSON, and `prompt` and `seed` plainly."""

@@ -174,10 +174,19 @@ class Engine:
     def _sample(self, request: Request, shape: Shape, texts: Sequence[Tensor], tokens: int) -> Sample:
         noise = self.model.noise(request.seed, request.width, request.height)
         info = self._info_of(request)
-        rows, guidance = self._specs[info.id].rows(request.steps), guidance_of(request, info)
-        away = texts[1] if shape.guided else None
-        clean = torch.zeros_like(noise)
-        return Sample(request, info, shape, rows, guidance, texts[0], away, noise, clean, tokens=tokens)
+        return Sample(
+            request,
+            info,
+            self._variant(request),
+            shape,
+            rows=self._specs[info.id].rows(request.steps, request.width, request.height),
+            guidance=guidance_of(request, info),
+            text=texts[0],
+            away=texts[1] if shape.guided else None,
+            latents=noise,
+            clean=torch.zeros_like(noise),
+            tokens=tokens,
+        )
 
     @torch.inference_mode()
     def step(self, samples: Sequence[Sample]) -> None:

@@ -27,18 +27,20 @@ class Pipeline:
         device: str = "auto",
         dtype: str = "auto",
         backend: str = "auto",
+        adapters: str = "fused",
         engine: Path | None = None,
     ) -> Pipeline:
         """Loads a catalogue id, a checkpoint folder, or one version of it as FOLDER@VERSION.
 
         Several versions of one base share its weights; the first is the default of a call. `Engine.load` has more
         settings. device is auto, cpu, cuda or cuda:N; dtype is auto, float32, bfloat16 or float16; backend is auto,
-        eager or compiled; `engine` will name a folder that `tdm-serve export` has written. Raises UnknownModel,
-        CheckpointError, ConfigError or BackendUnavailable.
+        eager or compiled; adapters is fused (fast) or separate, which lets a call have its adapter weaker or stronger;
+        `engine` will name a folder that `tdm-serve export` has written. Raises UnknownModel, CheckpointError,
+        ConfigError or BackendUnavailable.
         """
         if engine is not None:
             raise NotBuiltYet(f"engine {engine} cannot be used: exported engines arrive with `tdm-serve export`")
-        return cls(Engine.load(model, device=device, dtype=dtype, backend=backend))
+        return cls(Engine.load(model, device=device, dtype=dtype, backend=backend, adapters=adapters))
 
     def __call__(
         self,
@@ -51,9 +53,12 @@ class Pipeline:
         guidance: float | None = None,
         negative_prompt: str = "",
         model: str = "",
+        allow_untrained_schedule: bool = False,
+        truncate_prompt: bool = False,
+        adapter_scale: float | None = None,
         callback: StepCallback | None = None,
     ) -> list[GeneratedImage]:
-        """`n` pictures for every prompt, prompt by prompt.
+        """`n` pictures for every prompt, prompt by prompt. `Request` says more of its settings.
 
         `seed` is the first picture's; the next ones get seed + 1, ... whatever the prompt. A sequence gives one seed
         per picture; None draws a random start. `size` is (width, height) in pixels or "WIDTHxHEIGHT". `model` chooses
@@ -67,7 +72,19 @@ class Pipeline:
         seeds = _seeds(seed, len(prompts), n)
         repeated = [text for text in prompts for _ in range(n)]
         requests = [
-            Request(text, one, width, height, steps, guidance, negative_prompt, model)
+            Request(
+                prompt=text,
+                seed=one,
+                width=width,
+                height=height,
+                steps=steps,
+                guidance=guidance,
+                negative_prompt=negative_prompt,
+                model=model,
+                allow_untrained_schedule=allow_untrained_schedule,
+                truncate_prompt=truncate_prompt,
+                adapter_scale=adapter_scale,
+            )
             for text, one in zip(repeated, seeds, strict=True)
         ]
         return self.generate(requests, callback)

@@ -1,10 +1,10 @@
 """Encoded prompts that are kept: the text stage costs one evaluation's time, and users repeat themselves.
 
 A key holds everything that the stored tensor depends on: the text encoder's hash, the prompt as token ids, the fixed
-padded length at which it was encoded and, for text that a version's own layers have refined, the version and the padded
-length. Token ids are the only normalisation that cannot change a picture: prompts that the tokenizer reads alike share
-an entry (NFC and NFD for a tokenizer that normalises, not for others), and no other prompts do. A stored tensor is the
-one that was computed, so a hit gives the same picture, bit by bit.
+padded length at which it was encoded and, for text that a version's own layers have refined, the version, the strength
+of its adapter and the padded length. Token ids are the only normalisation that cannot change a picture: prompts that
+the tokenizer reads alike share an entry (NFC and NFD for a tokenizer that normalises, not for others), and no other
+prompts do. A stored tensor is the one that was computed, so a hit gives the same picture, bit by bit.
 
 Tensors stay on the device that made them. One thread stores; any thread may look and read the counters.
 """

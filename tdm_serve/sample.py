@@ -8,7 +8,9 @@ from PIL import Image
 from torch import Tensor
 
 from tdm_serve.core import GeneratedImage, ModelInfo, Request, Shape
+from tdm_serve.models.routed import Variant
 from tdm_serve.sampling import Row
+from tdm_serve.validation import is_untrained
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -17,6 +19,7 @@ class Sample:
 
     request: Request
     info: ModelInfo  # of its version
+    variant: Variant
     shape: Shape
     rows: tuple[Row, ...]
     guidance: float
@@ -26,7 +29,8 @@ class Sample:
     clean: Tensor  # (1, C, h, w), the last prediction
     index: int = 0
     nfe: int = 0
-    tokens: int = 0  # of the prompt
+    tokens: int = 0  # of the whole prompt
+    truncated: bool = False
     timings_ms: dict[str, float] = field(default_factory=dict[str, float])
 
     @property
@@ -55,4 +59,7 @@ class Sample:
             checkpoint_hash=self.info.checkpoint_hash,
             timings_ms={**timings, "total": sum(timings.values())},
             tokens=self.tokens,
+            untrained_schedule=is_untrained(request, self.info),
+            truncated=self.truncated,
+            adapter_scale=self.variant.scale,
         )

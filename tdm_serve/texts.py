@@ -1,4 +1,4 @@
-"""The text of a batch, through the prompt cache: each different prompt is encoded once, and refined once a version."""
+"""The text of a batch, through the prompt cache: each different prompt is encoded once, and refined once a variant."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tdm_serve.models.families.base import Family
+from tdm_serve.models.routed import Variant
 from tdm_serve.prompt_cache import PromptCache
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A text as the denoiser wants it: token ids, padded length, and the version whose layers refine it."""
+    """A text as the denoiser wants it: token ids, padded length, and whose layers refine it."""
 
     tokens: tuple[int, ...]
     length: int
-    version: str
+    variant: Variant
 
 
 class Texts:
-    """Refined text of one base's versions. Text features are kept, too, where several versions want them."""
+    """Refined text of one base's variants. Text features are kept, too, where `several` want them."""
 
     def __init__(self, model: Family, cache: PromptCache, encoder_hash: str, *, several: bool, together: bool) -> None:
         self._model, self._cache, self._encoder = model, cache, (encoder_hash, model.spec.max_prompt_tokens)
@@ -38,7 +39,7 @@ class Texts:
         missing = [text for text in found if text not in ready]
         features = self._features(list(dict.fromkeys(text.tokens for text in missing)))
         for text in missing:
-            ready[text] = self._model.refine(features[text.tokens], text.length, text.version)
+            ready[text] = self._model.refine(features[text.tokens], text.length, text.variant)
             self._cache.put(self._key(text), ready[text])
         return ready
 

@@ -9,6 +9,8 @@ from tdm_serve.core import MAX_IMAGES, MAX_SEED, ModelInfo, Request
 from tdm_serve.errors import InvalidRequest
 
 MAX_STEPS = 100
+MAX_GUIDANCE = 30.0  # outside, in any family's convention; a weight inside may be one more
+MAX_ADAPTER_SCALE = 10.0
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -44,6 +46,29 @@ def guidance_of(request: Request, info: ModelInfo) -> float:
     return info.guidance if request.guidance is None else request.guidance
 
 
+def weight_of(guidance_scale: float, off: float) -> float:
+    """The weight w inside, of a guidance scale in the convention of a family's users, who call no guidance `off`.
+
+    Everything up to `off` is no guidance, as in the stock pipelines. Raises InvalidRequest for what is out of range.
+    """
+    if not 0.0 <= guidance_scale <= MAX_GUIDANCE:
+        raise InvalidRequest(
+            f"guidance_scale is {guidance_scale:g}; it must be between 0 and {MAX_GUIDANCE:g}; {off:g} turns it off",
+            param="guidance",
+        )
+    return max(1.0, guidance_scale - off + 1.0)
+
+
+def scale_of(weight: float, off: float) -> float:
+    """A weight w in the convention of a family's users: what `weight_of` makes it of."""
+    return round(weight - 1.0 + off, 9)
+
+
+def is_untrained(request: Request, info: ModelInfo) -> bool:
+    """Whether a request's number of steps is one that its version was not trained for."""
+    return request.steps not in (None, len(info.sigmas)) and not info.free_steps
+
+
 def check_request(request: Request, info: ModelInfo) -> None:
     """Everything but the prompt's token count, which only the tokenizer knows."""
     if not request.prompt.strip():
@@ -57,16 +82,45 @@ def check_request(request: Request, info: ModelInfo) -> None:
                 f"{info.size_multiple} between {info.min_side} and {info.max_side}",
                 param="size",
             )
+    _check_steps(request, info)
+    _check_guidance(request, info)
+    _check_adapter_scale(request.adapter_scale, info)
+
+
+def _check_steps(request: Request, info: ModelInfo) -> None:
     if request.steps is not None and not 1 <= request.steps <= MAX_STEPS:
         raise InvalidRequest(f"steps is {request.steps}; it must be between 1 and {MAX_STEPS}", param="steps")
-    if request.guidance is not None and not 0.0 <= request.guidance <= 30.0:
+    if is_untrained(request, info) and not request.allow_untrained_schedule:
         raise InvalidRequest(
-            f"guidance is {request.guidance}; it must be between 0 and 30, and 1 turns it off", param="guidance"
+            f"steps is {request.steps}, but {info.id} was trained for {len(info.sigmas)}; leave it out, or set "
+            "allow_untrained_schedule (--allow-untrained-schedule) to have pictures that it was not trained to make",
+            param="steps",
+        )
+
+
+def _check_guidance(request: Request, info: ModelInfo) -> None:
+    if request.guidance is not None and not 0.0 <= request.guidance <= MAX_GUIDANCE + 1:
+        raise InvalidRequest(
+            f"guidance is {request.guidance}; a weight must be between 0 and {MAX_GUIDANCE + 1:g}, and 1 turns it off",
+            param="guidance",
         )
     if request.negative_prompt and guidance_of(request, info) == 1.0:
-        asked = "of this checkpoint" if request.guidance is None else "of this request"
+        off = f"{info.id} has no guidance by itself" if request.guidance is None else "guidance is turned off"
         raise InvalidRequest(
-            f"negative_prompt is {request.negative_prompt!r}, but the guidance {asked} is 1, which is off, so nothing "
-            "would read it; leave it empty, or ask for another guidance",
+            f"negative_prompt is {request.negative_prompt!r}, but {off}, so nothing would read it; leave it empty, or "
+            "ask for guidance",
             param="negative_prompt",
+        )
+
+
+def _check_adapter_scale(scale: float | None, info: ModelInfo) -> None:
+    if scale is None:
+        return
+    if info.adapter != "separate":
+        why = "has no adapter" if info.adapter == "none" else "has its adapter in its weights"
+        remedy = "" if info.adapter == "none" else ', or load the model with adapters "separate" (--adapters separate)'
+        raise InvalidRequest(f"adapter_scale is {scale:g}, but {info.id} {why}; leave it out{remedy}", "adapter_scale")
+    if not 0.0 <= scale <= MAX_ADAPTER_SCALE:
+        raise InvalidRequest(
+            f"adapter_scale is {scale:g}; it must be between 0, the base, and {MAX_ADAPTER_SCALE:g}", "adapter_scale"
         )

@@ -2,14 +2,16 @@
 
 A version differs from its base in some linears only. Each of those becomes a `Routed`: the shared base weight and, per
 version, either a copy of that one weight with the adapter added ("fused": as fast as a plain linear) or the adapter's
-two thin matrices ("separate": little memory, two more products). Everything else exists once. The route travels as an
-argument through every call, so no state says whose turn it is.
+two thin matrices ("separate": little memory, two more products, and every picture may have them at a strength of its
+own). Everything else exists once. The route travels as an argument through every call, so no state says whose turn it
+is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +19,19 @@ from torch import Tensor, nn
 
 from tdm_serve.models.lora import Delta
 
-Route = tuple[tuple[str, int], ...]  # (version, rows) of each run of rows in a batch; () is the base for all
+
+class Variant(NamedTuple):
+    """What a picture is made with: a version, and by how much its adapter is multiplied. 0 is the base, bit by bit.
+
+    Whatever is kept of a version's own layers is kept by variant.
+    """
+
+    version: str
+    scale: float = 1.0
+
+
+BASE = Variant("")  # no version's
+Route = tuple[tuple[Variant, int], ...]  # (variant, rows) of each run of rows in a batch; () is the base for all
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,22 +57,23 @@ class Routed(nn.Module):
 
     def forward(self, x: Tensor, route: Route = ()) -> Tensor:
         """x (B, ..., in) -> (B, ..., out); rows go to their versions as `route` says."""
-        if not any(version in self.own for version, _ in route):
+        if not any(variant.version in self.own for variant, _ in route):
             return self.base(x)
         if len(route) == 1:
             return self._of(x, route[0][0])
         pieces = x.split([rows for _, rows in route])
-        return torch.cat([self._of(piece, version) for piece, (version, _) in zip(pieces, route, strict=True)])
+        return torch.cat([self._of(piece, variant) for piece, (variant, _) in zip(pieces, route, strict=True)])
 
-    def _of(self, x: Tensor, version: str) -> Tensor:
-        own = self.own.get(version)
-        if own is None:
+    def _of(self, x: Tensor, variant: Variant) -> Tensor:
+        own = self.own.get(variant.version)
+        if own is None or variant.scale == 0.0:
             return self.base(x)
         if isinstance(own, Tensor):
+            assert variant.scale == 1.0, "an adapter that is in the weights has one strength"
             return F.linear(x, own, self.base.bias)
         y = self.base(x)
         for rows, a, b in own.parts:
-            y[..., rows] += F.linear(F.linear(x, a), b)
+            y[..., rows].add_(F.linear(F.linear(x, a), b), alpha=variant.scale)
         return y
 
     def fused(self, adapters: Mapping[str, Delta]) -> Tensor:
@@ -89,12 +104,12 @@ def project(module: nn.Module, x: Tensor, route: Route) -> Tensor:
     return module(x)
 
 
-def route_of(versions: Sequence[str]) -> Route:
-    """The route of a batch whose row i is of `versions[i]`; equal neighbours make one run."""
-    runs: list[tuple[str, int]] = []
-    for version in versions:
-        if runs and runs[-1][0] == version:
-            runs[-1] = (version, runs[-1][1] + 1)
+def route_of(variants: Sequence[Variant]) -> Route:
+    """The route of a batch whose row i is of `variants[i]`; equal neighbours make one run."""
+    runs: list[tuple[Variant, int]] = []
+    for variant in variants:
+        if runs and runs[-1][0] == variant:
+            runs[-1] = (variant, runs[-1][1] + 1)
         else:
-            runs.append((version, 1))
+            runs.append((variant, 1))
     return tuple(runs)

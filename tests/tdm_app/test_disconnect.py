@@ -29,7 +29,9 @@ def url(pipeline: Pipeline) -> Iterator[str]:
 
 def ask(url: str, **body: Any) -> socket.socket:
     """Sends a request that takes long, and leaves the line open."""
-    content = json.dumps({"prompt": "two red circles", "num_inference_steps": STEPS, "n": 2, **body}).encode()
+    content = json.dumps(
+        {"prompt": "two red circles", "num_inference_steps": STEPS, "allow_untrained_schedule": True, "n": 2, **body}
+    ).encode()
     host, port = url.removeprefix("http://").split(":")
     head = f"POST /v1/images/generations HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
     line = socket.create_connection((host, int(port)), timeout=10)
@@ -79,7 +81,9 @@ def test_leaving_disturbs_nobody(url: str) -> None:
 
 
 def test_listening_to_a_job_is_not_owning_it(url: str) -> None:
-    job = httpx.post(f"{url}/v1/jobs", json={"prompt": "a star", "num_inference_steps": 20}).json()
+    job = httpx.post(
+        f"{url}/v1/jobs", json={"prompt": "a star", "num_inference_steps": 20, "allow_untrained_schedule": True}
+    ).json()
     with httpx.stream("GET", f"{url}/v1/jobs/{job['id']}/events", timeout=30) as stream:
         next(stream.iter_lines())
     wait_for(lambda: httpx.get(f"{url}/v1/jobs/{job['id']}").json()["status"] == "succeeded")

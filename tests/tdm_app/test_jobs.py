@@ -316,7 +316,7 @@ async def test_a_job_that_is_no_longer_served_fails_with_its_reason(pipeline: Pi
 async def test_a_deadline_that_passes_while_the_job_waits(pipeline: Pipeline) -> None:
     async with opened(pipeline) as (client, app):
         await app.state.service.started()
-        job = await accepted(client, n=10, num_inference_steps=100)
+        job = await accepted(client, n=10, num_inference_steps=100, allow_untrained_schedule=True)
         late = await client.post(URL, json={"prompt": PROMPT, "deadline_ms": 5})
         assert late.status_code == 429
         await client.delete(f"{URL}/{job['id']}")

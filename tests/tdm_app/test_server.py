@@ -60,7 +60,8 @@ def test_running_requests_are_finished_first(start_server: Start) -> None:
 def test_new_requests_are_refused_while_it_finishes(start_server: Start, assert_error: Callable[..., Any]) -> None:
     server = start_server("--no-page", "--max-batch", "1")
     server.wait_ready()
-    url, body = f"{server.url}/v1/images/generations", {"prompt": "a red circle", "n": 10, "num_inference_steps": 50}
+    url = f"{server.url}/v1/images/generations"
+    body = {"prompt": "a red circle", "n": 10, "num_inference_steps": 50, "allow_untrained_schedule": True}
     with ThreadPoolExecutor() as pool:
         running = pool.submit(httpx.post, url, json=body, timeout=60)
         time.sleep(0.3)

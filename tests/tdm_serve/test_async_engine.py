@@ -21,7 +21,7 @@ SIDE = 128
 
 
 def star(seed: int, prompt: str = "a red star", side: int = SIDE, steps: int | None = None) -> Request:
-    return Request(prompt, seed, side, side, steps)
+    return Request(prompt, seed, side, side, steps, allow_untrained_schedule=steps is not None)
 
 
 def same(image: GeneratedImage, request: Request, pipeline: Pipeline) -> bool:

@@ -43,6 +43,7 @@ def requests(draw: st.DrawFn) -> Request:
         guidance,
         "" if guidance == 1.0 else draw(st.sampled_from(("", "a red star", PROMPTS[-1]))),
         draw(st.sampled_from(VERSIONS)),
+        allow_untrained_schedule=True,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from tdm_serve.errors import CheckpointError
 from tdm_serve.models.adapters import fuse_adapters, read_adapters
 from tdm_serve.models.families.zimage_denoiser import ZImageDenoiser
 from tdm_serve.models.lora import base_of
-from tdm_serve.models.routed import route_of
+from tdm_serve.models.routed import Variant, route_of
 from tdm_serve.models.spec import Adapter
 from tdm_serve.models.versions import Adapters, Versions
 
@@ -56,13 +57,13 @@ def adapter(path: Path, seed: int, names: tuple[str, ...] = EVERYWHERE) -> Path:
     return path
 
 
-def predict(denoiser: ZImageDenoiser, versions: list[str]) -> Tensor:
+def predict(denoiser: ZImageDenoiser, versions: Sequence[str | Variant]) -> Tensor:
     """Velocities of a fixed batch whose row i is of `versions[i]`."""
     random = torch.Generator().manual_seed(5)
     count = len(versions)
     latents, text = torch.randn(4, 4, 8, 8, generator=random)[:count], torch.randn(4, 32, 20, generator=random)[:count]
     sigma = torch.tensor([1.0, 0.7, 0.4, 0.1])[:count]
-    route = route_of(versions)
+    route = route_of([one if isinstance(one, Variant) else Variant(one) for one in versions])
     with torch.inference_mode():
         refined = denoiser.refine_text(text, torch.tensor([32, 9, 32, 20])[:count], route)
         return denoiser(latents, denoiser.modulation(sigma, route), refined, route)
@@ -106,7 +107,7 @@ def test_one_forward_a_version_equals_one_forward(paths: dict[str, Path | None])
     """What backends do that cannot mix versions."""
     denoiser, _ = shared(paths, "fused")
     latents, modulation = torch.randn(3, 4, 8, 8), torch.randn(3, 4 * 3 + 1, 48)
-    text, route = torch.randn(3, 32, 48), (("one", 2), ("other", 1))
+    text, route = torch.randn(3, 32, 48), ((Variant("one"), 2), (Variant("other"), 1))
     with torch.inference_mode():
         split = by_version(denoiser, latents, modulation, text, route)
         assert torch.allclose(split, denoiser(latents, modulation, text, route), atol=1e-5)
@@ -145,5 +146,6 @@ def test_shapes_that_do_not_fit_are_named(tmp_path: Path) -> None:
 
 
 def test_neighbours_of_one_version_are_one_run() -> None:
-    assert route_of(["a", "a", "b", "a"]) == (("a", 2), ("b", 1), ("a", 1))
+    a, b, weak = Variant("a"), Variant("b"), Variant("a", 0.5)
+    assert route_of([a, a, b, a, weak]) == ((a, 2), (b, 1), (a, 1), (weak, 1))
     assert route_of([]) == ()

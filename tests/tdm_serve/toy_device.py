@@ -78,8 +78,8 @@ class ToyDevice:
             raise PromptTooLong("the prompt is too long", param="prompt")
         return Shape(request.width, request.height, text, request.guidance not in (None, 1.0))
 
-    def cached(self, request: Request) -> bool:
-        return request.prompt in self.cache.known
+    def look(self, request: Request) -> tuple[Shape, bool]:
+        return self.check(request), request.prompt in self.cache.known
 
     def start(self, requests: Sequence[Request]) -> list[ToySample]:
         with self._call("start", requests):

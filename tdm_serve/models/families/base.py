@@ -20,7 +20,7 @@ from tdm_serve.models.adapters import fuse_adapters, read_adapters
 from tdm_serve.models.autoencoder import decode, laid_out, posterior
 from tdm_serve.models.lora import base_of
 from tdm_serve.models.placement import Placement
-from tdm_serve.models.routed import Routed
+from tdm_serve.models.routed import BASE, Routed, Variant
 from tdm_serve.models.spec import ModelSpec
 from tdm_serve.models.versions import Adapters, Versions
 from tdm_serve.preview import Matrix, colour_blocks, fit
@@ -38,7 +38,9 @@ class Family(ABC):
     exact_on_cpu = True  # whether a CPU computes a picture bit by bit alike in any batch; convolutions do not
 
     def __init__(self, specs: Sequence[ModelSpec], placement: Placement, adapters: Adapters = "fused") -> None:
-        """With one version its adapter is added to the base weights; several share the base (`models.routed`)."""
+        """With one version its adapter is added to the base weights, unless `adapters` says "separate"; several share
+        the base (`models.routed`).
+        """
         self.spec, self.placement = specs[0], placement
         self.device, self.dtype, self.text_device = placement.device, placement.dtype, placement.text
         self.load_text()
@@ -78,11 +80,11 @@ class Family(ABC):
         """Text features, on `device`, of prompts as `tokens` gave them, for every version alike."""
 
     @abstractmethod
-    def refine(self, features: Tensor, length: int, version: str = "") -> Tensor:
+    def refine(self, features: Tensor, length: int, version: Variant = BASE) -> Tensor:
         """Text (1, length, D) ready for the denoiser, of one prompt's features."""
 
     @abstractmethod
-    def timed(self, row: Row, text: Tensor, version: str = "") -> Tensor:
+    def timed(self, row: Row, text: Tensor, version: Variant = BASE) -> Tensor:
         """What the denoiser wants beside latents and text (1, L, D) at one step: (1, M, D)."""
 
     def noise(self, seed: int, width: int, height: int) -> Tensor:
@@ -118,11 +120,10 @@ class Shareable(Protocol):
 
 
 def with_versions(denoiser: Shareable, network: nn.Module, specs: Sequence[ModelSpec], adapters: Adapters) -> Versions:
-    """A single version's adapters go into the weights of `network`; what several change is made ready to be shared.
-
-    Comes before packing.
+    """A single version's adapters go into the weights of `network`, unless they are wanted separate; what several
+    change is made ready to be shared. Comes before packing.
     """
-    if len(specs) == 1:
+    if len(specs) == 1 and adapters == "fused":
         return fused_version(network, specs[0], adapters)
     base = base_of(network, str(specs[0].base))
     versions = {spec.id: spec.adapters for spec in specs}

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tdm_serve.errors import PromptTooLong
 from tdm_serve.models.families.base import Family, fused_version
 from tdm_serve.models.families.clip import Reader
+from tdm_serve.models.routed import BASE, Variant
 from tdm_serve.models.spec import ModelSpec
 from tdm_serve.models.versions import Adapters
 from tdm_serve.sampling import Row
@@ -61,9 +62,9 @@ class PlainFamily(Family):
     def encoded(self, ids: Tensor) -> Tensor:
         """Features (B, L, D) of ids (B, L)."""
 
-    def refine(self, features: Tensor, length: int, version: str = "") -> Tensor:  # noqa: ARG002 - one version
+    def refine(self, features: Tensor, length: int, version: Variant = BASE) -> Tensor:  # noqa: ARG002 - one version
         assert length == len(features)
         return features.unsqueeze(0)
 
-    def timed(self, row: Row, text: Tensor, version: str = "") -> Tensor:  # noqa: ARG002 - needs the time alone
+    def timed(self, row: Row, text: Tensor, version: Variant = BASE) -> Tensor:  # noqa: ARG002 - needs the time alone
         return torch.full((1, 1, 1), row.t, dtype=torch.float32, device=self.device)

@@ -21,6 +21,7 @@ from tdm_serve.errors import PromptTooLong
 from tdm_serve.models.adapters import fuse_adapters
 from tdm_serve.models.families.base import Family, with_versions
 from tdm_serve.models.families.zimage_denoiser import ZImageDenoiser, padded_length
+from tdm_serve.models.routed import BASE, Variant
 from tdm_serve.models.spec import ModelSpec
 from tdm_serve.models.versions import Adapters
 from tdm_serve.sampling import Row
@@ -47,7 +48,7 @@ class ZImage(Family):
         self.versions = with_versions(denoiser, transformer, specs, adapters)
         self.denoiser = denoiser.pack().to(self.device, self.dtype)
         self.channels = self.denoiser.channels
-        self._modulation: dict[tuple[float, str], Tensor] = {}
+        self._modulation: dict[tuple[float, Variant], Tensor] = {}
 
     def tokens(self, prompt: str) -> list[int]:
         """Token ids of a prompt in its chat template. Safe from any thread."""
@@ -89,7 +90,7 @@ class ZImage(Family):
         texts = zip(chain(*features), prompts, strict=True)
         return [row[: len(prompt)].to(self.device, copy=True) for row, prompt in texts]
 
-    def refine(self, features: Tensor, length: int, version: str = "") -> Tensor:
+    def refine(self, features: Tensor, length: int, version: Variant = BASE) -> Tensor:
         """Text tokens (1, length, D) ready for the denoiser, of features (tokens, C); length is a multiple of 32."""
         count = torch.tensor([len(features)], device=self.device)
         padded = F.pad(features, (0, 0, 0, length - len(features))).unsqueeze(
@@ -97,15 +98,15 @@ class ZImage(Family):
         )  # padding is replaced by learned tokens
         return self.denoiser.refine_text(padded, count, ((version, 1),))
 
-    def condition(self, prompt: str, length: int = 0, version: str = "") -> Tensor:
+    def condition(self, prompt: str, length: int = 0, version: Variant = BASE) -> Tensor:
         """A prompt from scratch, padded to at least `length` tokens: (1, L, D)."""
         tokens = self.tokens(prompt)
         return self.refine(self.encode([tokens])[0], max(length, padded_length(len(tokens))), version)
 
-    def timed(self, row: Row, text: Tensor, version: str = "") -> Tensor:  # noqa: ARG002 - needs the time alone
+    def timed(self, row: Row, text: Tensor, version: Variant = BASE) -> Tensor:  # noqa: ARG002 - needs the time alone
         return self.modulation(row.sigma, version)
 
-    def modulation(self, sigma: float, version: str = "") -> Tensor:
+    def modulation(self, sigma: float, version: Variant = BASE) -> Tensor:
         """The denoiser's time-dependent rows (1, M, D) at one noise level; the latest levels are kept."""
         key = (sigma, version)
         if key not in self._modulation:
