@@ -117,6 +117,7 @@ def _teacher(config: AssembleConfig) -> dict[str, Any]:
         "shift": config.shift,
         "sigmas": list(sigma_grid(config.teacher_steps, config.shift)),
         "guidance": config.teacher_guidance,
+        "free_steps": True,
     }
 
 
