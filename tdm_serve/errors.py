@@ -5,6 +5,7 @@ TdmServeError
 │   └── PromptTooLong
 ├── UnknownModel          an id that is neither in the catalogue nor a folder
 ├── CheckpointError       a folder that is no checkpoint, or one with a missing, broken or pickled file
+│   └── DownloadError     a published model that is gated, missing, out of reach, or too large for the disk
 │   └── ArtifactError     an exported engine's folder that is incomplete, changed, or of another checkpoint
 ├── ConfigError           a configuration key or value that does not exist or does not fit
 ├── BackendUnavailable    an explicitly chosen backend that cannot run here
@@ -53,6 +54,10 @@ class CheckpointError(TdmServeError):
 
 class ArtifactError(CheckpointError):
     """An exported engine's folder that is incomplete, changed, or made from or for something else."""
+
+
+class DownloadError(CheckpointError):
+    """A published model that could not be fetched: gated, missing, out of reach, or too large for the disk."""
 
 
 class ConfigError(TdmServeError):

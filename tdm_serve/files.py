@@ -55,7 +55,7 @@ def new_folder(path: Path) -> Generator[Path]:
 def _open_to_readers(folder: Path) -> None:
     """Usual permissions: temporary folders, and what safetensors writes, are readable by their owner only."""
     mask = _umask()
-    for path in (folder, *folder.rglob("*")):
+    for path in (folder, *(path for path in folder.rglob("*") if not path.is_symlink())):
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 

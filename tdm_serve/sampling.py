@@ -156,6 +156,24 @@ def solver_grid(nfe: int, shift: float) -> tuple[tuple[float, ...], tuple[float,
     return sigmas, tuple(float(int(1000.0 * sigma)) for sigma in sigmas)
 
 
+def solver_times(nfe: int, steps: int = 1000) -> tuple[float, ...]:
+    """The times of diffusers' DPMSolverMultistepScheduler for a process of `steps` betas, evenly from the last one."""
+    if nfe < 1:
+        raise ConfigError(f"nfe is {nfe}; a sampler needs at least one network evaluation")
+    return tuple(float(round((steps - 1) * (nfe - i) / nfe)) for i in range(nfe))
+
+
+def flow_match_grid(nfe: int, shift: float) -> tuple[float, ...]:
+    """The sigmas of diffusers' FlowMatchEulerDiscreteScheduler left to itself, as SD3's pipeline leaves it.
+
+    It shifts twice: its least sigma, one thousandth, when it is made, and the grid between 1 and that.
+    """
+    if nfe < 1 or shift <= 0:
+        raise ConfigError(f"nfe is {nfe} and shift {shift}; at least one evaluation and a positive shift are needed")
+    least = shifted(0.001, shift)
+    return tuple(shifted(1.0 - (1.0 - least) * i / max(nfe - 1, 1), shift) for i in range(nfe))
+
+
 def plan(sampler: str, nfe: int, shift: float) -> tuple[Row, ...]:
     """The table of a sampler with `nfe` evaluations on the shifted grid."""
     return rows_for(sampler, sigma_grid(nfe, shift))

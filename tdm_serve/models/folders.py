@@ -43,6 +43,11 @@ def _check_tokenizer(folder: Path) -> None:
         )
 
 
+def network_of(family: str) -> str:
+    """The subfolder of a family's denoising network; the table of families names it first."""
+    return FAMILIES[family].components[0]
+
+
 def stem_of(component: str) -> str:
     return "diffusion_pytorch_model" if component in NETWORKS else "model"
 

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from tdm_serve.errors import CheckpointError, ConfigError
 from tdm_serve.models.spec import FORMAT, MANIFEST, Adapter, Betas, Colours, ModelSpec, Table
-from tdm_serve.sampling import sigma_grid, solver_grid
+from tdm_serve.sampling import flow_match_grid, sigma_grid, solver_grid, solver_times
 
 
 def read_spec(folder: Path, version: str | None, model_id: str) -> ModelSpec:
@@ -75,13 +75,16 @@ def spec_of(
 def _table(found: Mapping[str, Any], grid: str, betas: Betas | None, width: int, height: int) -> Table:
     """A size's schedule: its `sigmas`, its `times` where there are betas, or `steps` on the grid under `shift`."""
     times, shift = tuple(float(time) for time in found.get("times", ())), float(found.get("shift", 1.0))
+    steps = int(found.get("steps", 0))
     if betas:
+        times = times or solver_times(steps, betas.steps)
         return Table(width, height, shift, betas.sigmas(times), times)
     if "sigmas" in found:
         return Table(width, height, shift, tuple(float(sigma) for sigma in found["sigmas"]), times)
-    steps = int(found["steps"])
-    sigmas, times = solver_grid(steps, shift) if grid == "solver" else (sigma_grid(steps, shift), ())
-    return Table(width, height, shift, sigmas, times)
+    if grid == "solver":
+        return Table(width, height, shift, *solver_grid(steps, shift))
+    make = flow_match_grid if grid == "flow_match" else sigma_grid
+    return Table(width, height, shift, make(steps, shift))
 
 
 def _free_steps(version: Mapping[str, Any]) -> bool:

@@ -13,7 +13,7 @@ from operator import mul
 from pathlib import Path
 
 from tdm_serve.errors import ConfigError
-from tdm_serve.sampling import Row, clean_shares, diffusion_rows, rows_for, sigma_grid, solver_grid
+from tdm_serve.sampling import Row, clean_shares, diffusion_rows, flow_match_grid, rows_for, sigma_grid, solver_grid
 
 MANIFEST = "tdm_serve.json"
 FORMAT = 1
@@ -98,7 +98,7 @@ class ModelSpec:
     prediction: str = "flow"  # what the network returns: "flow" (noise - clean), "epsilon" or "v"
     betas: Betas | None = None  # of a variance-preserving process; None is flow matching
     times: tuple[float, ...] = ()  # the network's times; empty is 1000 * sigma, and a process with betas needs them
-    grid: str = "linear"  # of other step counts: "linear" as Z-Image's pipeline, "solver" as DPM-Solver's flow
+    grid: str = "linear"  # of other step counts: "linear" (Z-Image), "solver" (DPM-Solver's), "flow_match" (stock SD3)
     free_steps: bool = False  # a multi-step base, which takes any step count; a few-step version is tied to its table
     tables: tuple[Table, ...] = ()  # of the sizes with a schedule of their own, as many steps each; see `at`
 
@@ -115,6 +115,8 @@ class ModelSpec:
             return rows_for(self.sampler, self.sigmas, self.times)
         if self.grid == "solver":
             return rows_for(self.sampler, *solver_grid(steps, self.shift))
+        if self.grid == "flow_match":
+            return rows_for(self.sampler, flow_match_grid(steps, self.shift))
         return rows_for(self.sampler, sigma_grid(steps, self.shift))
 
     def at(self, width: int, height: int) -> ModelSpec:

@@ -1,0 +1,214 @@
+"""Files from a model hub, through Hugging Face's client: its cache, its log-in, its resumed and atomic downloads.
+
+Only the files that a family reads are fetched. What is at hand whole is used without asking the hub, where a revision
+is pinned; `HF_HUB_OFFLINE` and `HF_ENDPOINT` are the client's own switches and hold here, too.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import re
+import shutil
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tdm_serve.errors import ConfigError, DownloadError
+from tdm_serve.models.families.table import FAMILIES, INDEX
+from tdm_serve.models.folders import network_of, stem_of
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "hub:"
+ABOUT = (INDEX, "tdm_serve.json")  # what tells which other files are wanted
+ADAPTERS = "adapters/*"  # of a checkpoint with a manifest of ours
+GB = 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class Hub:
+    """A repository at one commit, tag or branch; without a revision it is whatever is newest."""
+
+    repo: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return f"{PREFIX}{self.repo}" + (f"@{self.revision}" if self.revision else "")
+
+
+def hub_of(text: str) -> Hub:
+    """The repository that `hub:OWNER/NAME` or `hub:OWNER/NAME@REVISION` names."""
+    found = re.fullmatch(rf"{PREFIX}([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", text)
+    if found is None:
+        raise ConfigError(f"{text!r} is no repository; write hub:OWNER/NAME or hub:OWNER/NAME@REVISION")
+    return Hub(found[1], found[2])
+
+
+def wanted(family: str, *, network: bool = True) -> tuple[str, ...]:
+    """Patterns of the files that a family reads, without the network's weights where they come from elsewhere.
+
+    Exact names, because repositories hold the same weights in several precisions and as pickles beside them.
+    """
+    entry, patterns = FAMILIES[family], [*ABOUT, "scheduler/scheduler_config.json"]
+    elsewhere = None if network else network_of(family)
+    for name in entry.components:
+        stem = f"{name}/{stem_of(name)}"
+        weights = (f"{stem}.safetensors", f"{stem}-?????-of-?????.safetensors", f"{stem}.safetensors.index.json")
+        patterns += [f"{name}/config.json", *(weights if name != elsewhere else ())]
+    return (*patterns, *(f"{name}/*" for name in entry.tokenizers))
+
+
+def fetch(hub: Hub, patterns: Sequence[str]) -> Path:
+    """The folder of a repository with all files that match, downloaded where they are not in the client's cache.
+
+    Progress goes to stderr; a download that broke off goes on where it stopped. Raises DownloadError.
+    """
+    from huggingface_hub import snapshot_download
+
+    if (folder := at_hand(hub, patterns)) is not None and hub.revision is not None:
+        return folder
+    if hub.revision is None:
+        logger.warning("%s is not pinned to a revision: the newest is taken, and may be another tomorrow", hub)
+    with _explained(hub):
+        _check_room(hub, patterns)
+        return Path(snapshot_download(hub.repo, revision=hub.revision, allow_patterns=list(patterns)))
+
+
+def at_hand(hub: Hub, patterns: Sequence[str]) -> Path | None:
+    """The folder of `fetch` where the client's cache has it whole, without asking the hub."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(hub.repo, revision=hub.revision, allow_patterns=list(patterns), local_files_only=True)
+        )
+    except LocalEntryNotFoundError:
+        return None
+
+
+def fetch_file(hub: Hub, pattern: str) -> Path:
+    """The one file of a repository that matches a name or pattern, downloaded if need be."""
+    return one_of(hub, fetch(hub, [pattern]), pattern)
+
+
+def one_of(hub: Hub, folder: Path, pattern: str) -> Path:
+    """The one file in a fetched folder that matches; of several, the one with the name that diffusers gives."""
+    found = sorted(folder.glob(pattern))
+    usual = [path for path in found if path.name == "pytorch_lora_weights.safetensors"]
+    if len(found) == 1 or usual:
+        return (usual or found)[0]
+    names = ", ".join(path.name for path in found) or "none"
+    raise DownloadError(f"{hub} has {names} for the file {pattern}, where one is needed; name a file of your own")
+
+
+def _check_room(hub: Hub, patterns: Sequence[str]) -> None:
+    """Raises DownloadError where the disk has less room than the missing files need. Unknown sizes pass."""
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import DryRunError
+
+    try:
+        files = snapshot_download(hub.repo, revision=hub.revision, allow_patterns=list(patterns), dry_run=True)
+    except DryRunError:  # the hub is out of reach, which the download itself explains
+        return
+    needed = sum(file.file_size or 0 for file in files if file.will_download)
+    cache = Path(constants.HF_HUB_CACHE)
+    free = shutil.disk_usage(next(path for path in (cache, *cache.absolute().parents) if path.exists())).free
+    if needed > free:
+        raise DownloadError(
+            f"{hub} needs {needed / GB:.1f} GB more, and the disk of {cache} has {free / GB:.1f} GB free; make room, "
+            "or set HF_HOME to a folder on another disk"
+        )
+
+
+@contextmanager
+def _explained(hub: Hub) -> Generator[None]:
+    """Turns what the client raises into one sentence that says what to do."""
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RemoteEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        yield
+    except RepositoryNotFoundError as error:  # a gated one is a kind of it
+        raise DownloadError(_closed(hub, error)) from error
+    except RevisionNotFoundError as error:
+        raise DownloadError(
+            f"{hub.repo} has no revision {hub.revision!r}; name a commit, tag or branch of it"
+        ) from error
+    except RemoteEntryNotFoundError as error:
+        raise DownloadError(f"{hub} has lost a file that its listing names ({error}); name another revision") from error
+    except LocalEntryNotFoundError as error:
+        raise DownloadError(_out_of_reach(hub, error)) from error
+    except HFValidationError as error:
+        raise DownloadError(f"{hub} is no name that a hub knows: {error}") from error
+    except HfHubHTTPError as error:
+        raise DownloadError(_refused(hub, error)) from error
+    except OSError as error:
+        raise DownloadError(_disk(hub, error)) from error
+    except Exception as error:
+        if not _is_transport(error):
+            raise
+        raise DownloadError(
+            f"the download of {hub} broke off ({_short(error)}); run the command again, it goes on where it stopped"
+        ) from error
+
+
+def _closed(hub: Hub, error: Exception) -> str:
+    from huggingface_hub.errors import GatedRepoError
+
+    if isinstance(error, GatedRepoError):
+        return (
+            f"{hub.repo} is gated: accept its terms on its page at the hub with your account, then log in with "
+            "`hf auth login` or set HF_TOKEN"
+        )
+    return f"the hub has no model {hub.repo}, or it is private: check the name, or log in with `hf auth login`"
+
+
+def _out_of_reach(hub: Hub, error: Exception) -> str:
+    from huggingface_hub import constants
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    what = f"{hub} is not, or not whole, in the cache {constants.HF_HUB_CACHE}"
+    cause = error.__cause__
+    if isinstance(cause, OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
+        return f"{what}, and HF_HUB_OFFLINE forbids to fetch it; unset it once, or name a folder with base="
+    return (
+        f"{what}, and the hub at {constants.ENDPOINT} cannot be reached ({_short(cause or error)}); check the network "
+        "and HF_ENDPOINT, or name a folder with base="
+    )
+
+
+def _refused(hub: Hub, error: Exception) -> str:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403):
+        return (
+            f"the hub refuses {hub.repo} (HTTP {status}): accept its terms on its page, or log in with `hf auth login`"
+        )
+    return f"the hub could not give {hub} ({_short(error)}); run the command again, a download goes on where it stopped"
+
+
+def _disk(hub: Hub, error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"the disk is full under the download of {hub}; make room, or set HF_HOME to a folder on another disk, and "
+            "run the command again: it goes on where it stopped"
+        )
+    return f"{hub} could not be fetched ({_short(error)}); run the command again, a download goes on where it stopped"
+
+
+def _is_transport(error: Exception) -> bool:
+    """Errors of the HTTP client below Hugging Face's, which has changed its name before."""
+    return type(error).__module__.partition(".")[0] in ("httpcore", "httpx", "httpx2", "requests", "urllib3")
+
+
+def _short(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
