@@ -18,18 +18,20 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3Model
 
 from tdm_finetune.data import examples, to_tensor
 from tdm_finetune.run import finished
-from tdm_finetune.text import features, tokenize
+from tdm_finetune.text import MARKERS, features, tokenize
 from tdm_serve.files import sha256
 from tdm_serve.models.autoencoder import decode, posterior
+from tdm_serve.models.placement import placed
 from tdm_serve.models.quiet import quiet_bars
 
 logger = logging.getLogger(__name__)
 CHUNK = 64
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
-    """Autoencoder, tokenizer and text encoder; none of them trains once the denoiser does."""
+    """Autoencoder, tokenizer and text encoder, on one device; none of them trains once the denoiser does."""
 
     vae: AutoencoderKL
     tokenizer: PreTrainedTokenizerFast
@@ -37,14 +39,15 @@ class Frozen:
     digest: str  # of the files they were read from, so that a cache never outlives them
 
     @classmethod
-    def load(cls, vae: Path, text: Path) -> Frozen:
-        """From a VAE folder and a folder that holds `tokenizer` and `text_encoder`."""
+    def load(cls, vae: Path, text: Path, device: torch.device = CPU) -> Frozen:
+        """From a VAE folder and a folder that holds `tokenizer` and `text_encoder`; in bfloat16 on a GPU."""
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
         parts = (finished(vae, "vae"), finished(text / "tokenizer", "text"), finished(text / "text_encoder", "text"))
         with quiet_bars():
             return cls(
-                AutoencoderKL.from_pretrained(parts[0]).eval().requires_grad_(False),
+                placed(AutoencoderKL.from_pretrained(parts[0], dtype=dtype), device),
                 AutoTokenizer.from_pretrained(parts[1]),
-                Qwen3Model.from_pretrained(parts[2], dtype=torch.float32).eval().requires_grad_(False),
+                placed(Qwen3Model.from_pretrained(parts[2], dtype=dtype), device),
                 _digest(parts),
             )
 
@@ -61,11 +64,20 @@ class Frozen:
     def text_width(self) -> int:
         return self.encoder.config.hidden_size
 
+    @property
+    def reads_scenes(self) -> bool:
+        """Whether the text encoder was trained on the synthetic world, whose markers its tokenizer has."""
+        return set(MARKERS) <= self.tokenizer.get_vocab().keys()
+
+    def check(self, prompt: str, length: int) -> None:
+        """Raises ConfigError for a prompt that does not fit into `length` tokens."""
+        tokenize(self.tokenizer, [prompt], length)
+
     @torch.no_grad()
     def encode(self, prompts: list[str], length: int) -> tuple[Tensor, Tensor]:
-        """Text features (B, length, width) and token counts (B,); the prompts must fit into `length`."""
+        """Text features (B, length, width) and token counts (B,), on the CPU; the prompts must fit into `length`."""
         ids, lengths = tokenize(self.tokenizer, prompts, length)
-        return features(self.encoder, ids), lengths
+        return features(self.encoder, ids.to(self.encoder.device)).cpu(), lengths
 
     @torch.no_grad()
     def to_latents(self, pictures: Tensor) -> Tensor:
@@ -75,9 +87,10 @@ class Frozen:
 
     @torch.no_grad()
     def to_pictures(self, latents: Tensor) -> Tensor:
-        """uint8 pictures (B, H, W, 3) of normalised latents."""
-        raw = latents / self.vae.config["scaling_factor"] + self.vae.config["shift_factor"]
-        return decode(self.vae, raw).add(1).mul(127.5).clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+        """uint8 pictures (B, H, W, 3) on the CPU, of normalised latents."""
+        raw = latents.float() / self.vae.config["scaling_factor"] + self.vae.config["shift_factor"]
+        decoded = decode(self.vae, raw.to(self.vae.device, self.vae.dtype)).float()
+        return decoded.add(1).mul(127.5).clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
 
 
 def _digest(folders: Iterable[Path]) -> str:

@@ -15,9 +15,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from tdm_finetune.choices import Choices
 from tdm_finetune.learner import EarlyStop, Guard
 from tdm_finetune.paint import paint, quick_scores, sheet
 from tdm_finetune.process import Flow
+from tdm_finetune.prompts import check_prompts
 from tdm_finetune.rewards import load_reward
 from tdm_finetune.run import VERSION_FILE, Run, as_json, seed_everything
 from tdm_finetune.student import Student, StudentConfig
@@ -56,16 +58,17 @@ class Trainer(Protocol):
     def close(self) -> None: ...
 
 
-def open_trainee(config: StudentConfig) -> Trainee:
-    """The checkpoint that a config names, as its family's trainee."""
+def open_trainee(config: StudentConfig, device: torch.device) -> Trainee:
+    """The checkpoint that a config names, as its family's trainee; encoders go to `device`."""
     folder = Path(config.checkpoint)
     if (folder / "micro.json").is_file():
         from tdm_finetune.micro.trainee import MicroTrainee
 
         return MicroTrainee.load(folder)
-    from tdm_finetune.zimage import ZImageTrainee
+    from tdm_finetune.families import load_trainee
 
-    return ZImageTrainee.load(config.checkpoint, text_tokens=config.text_tokens)
+    choices = Choices(config.size, config.shift, config.top, config.targets, config.text_tokens)
+    return load_trainee(config.checkpoint, choices, device)
 
 
 def fit(trainer: Trainer, config: StudentConfig, method: str) -> Path:
@@ -77,7 +80,8 @@ def fit(trainer: Trainer, config: StudentConfig, method: str) -> Path:
     seed_everything(config.seed)
     student = trainer.student
     workers = student.workers
-    next(trainer.prompts(config.seed + 1))  # a file or category that is of no use, before there is a run folder
+    check_prompts(student.trainee, config.prompts)  # what is of no use is refused before there is a run folder
+    next(trainer.prompts(config.seed + 1))
     run = Run(config.run, config, total_steps=config.steps, every=10, leads=workers.leads, board=True)
     if (state := run.resume()) is not None:
         trainer.load(state)
@@ -141,6 +145,7 @@ def score(student: Student, run: Run) -> dict[str, float]:
 def save(student: Student, method: str, scores: Mapping[str, float]) -> None:
     """The adapter or the folder, and beside it what a checkpoint's manifest says of this version."""
     config, process = student.config, student.process
+    rows = process.rows(config.nfe)
     try:
         with student.average.applied():
             student.generator.save(config.run)
@@ -151,7 +156,8 @@ def save(student: Student, method: str, scores: Mapping[str, float]) -> None:
         f"with {method.upper()}.",
         "sampler": "euler" if isinstance(process, Flow) else "ddim",
         "shift": process.shift if isinstance(process, Flow) else 1.0,
-        "sigmas": [row.sigma for row in process.rows(config.nfe)],
+        "sigmas": [row.sigma for row in rows],
+        **({} if isinstance(process, Flow) else {"times": [row.t for row in rows]}),
         "guidance": 1.0,
         "lineage": {"method": method, "config": as_json(config), "machine": stamp(), "validation": dict(scores)},
     }
@@ -198,7 +204,7 @@ def make_student(config: StudentConfig) -> Student:
     """The student of a config in this process."""
     seed_everything(config.seed)  # full-weight roles and dropout-free networks draw nothing else
     workers = Workers()
-    student = Student(config, open_trainee(config), workers)
+    student = Student(config, open_trainee(config, workers.device), workers)
     if config.shard:
         workers.shard(student.trainee.net, student.trainee.blocks())
     return student

@@ -146,12 +146,19 @@ class Diffusion:
             raise ConfigError(f"top is {self.top}; it must be between 1 and the table's {len(alphas)} levels")
         self.prediction = prediction
         self.table = torch.tensor([1.0, *alphas], dtype=torch.float64)
+        self._tables = {self.table.device: self.table}
 
     def signal(self, level: Tensor) -> Tensor:
-        return self.table[level.long()].sqrt().to(level.dtype)
+        return self._alpha(level).sqrt().to(level.dtype)
 
     def spread(self, level: Tensor) -> Tensor:
-        return (1 - self.table[level.long()]).sqrt().to(level.dtype)
+        return (1 - self._alpha(level)).sqrt().to(level.dtype)
+
+    def _alpha(self, level: Tensor) -> Tensor:
+        """From a copy of the table on the level's device."""
+        if level.device not in self._tables:
+            self._tables[level.device] = self.table.to(level.device)
+        return self._tables[level.device][level.long()]
 
     def clean(self, x: Tensor, level: Tensor, output: Tensor) -> Tensor:
         a, s = per_picture(self.signal(level)), per_picture(self.spread(level))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tdm_finetune.trainee import Prompt, Trainee
-from tdm_serve.errors import ConfigError
+from tdm_serve.errors import ConfigError, TdmServeError
 
 LOOKED_AT = 10_000  # prompts of an endless stream after which a category is taken to be absent
 
@@ -43,6 +43,15 @@ def read_prompts(path: Path) -> list[Prompt]:
     if not found:
         raise ConfigError(f'prompts {path} holds no prompt; write one a line, or JSON lines with a key "prompt"')
     return found
+
+
+def check_prompts(trainee: Trainee, source: Path | None) -> None:
+    """Raises ConfigError for a prompt of a file that the checkpoint cannot read whole: now, not hours into a run."""
+    for prompt in read_prompts(source) if source is not None else ():
+        try:
+            trainee.check_prompt(prompt.text)
+        except TdmServeError as error:
+            raise ConfigError(f"prompts {source}: {prompt.text[:60]!r} cannot be used: {error}") from error
 
 
 def _json_line(line: str, where: str) -> Prompt:

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tdm_finetune.trainee import Conditioning, Trainee
 from tdm_serve.errors import ConfigError
-from tdm_serve.models.lora import Delta, Lora, read_lora, write_lora
+from tdm_serve.models.lora import Delta, Lora, write_lora
 
 ADAPTER_FILE = "adapter.safetensors"
 FULL_FOLDER = "full"
@@ -81,15 +81,15 @@ class Roles:
             block.forward = MethodType(self._recomputed(type(block).forward), block)
 
     def _recomputed(self, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def run(block: nn.Module, *inputs: Any) -> Tensor:
+        def run(block: nn.Module, *inputs: Any, **named: Any) -> Tensor:
             placed = [adapted.pair for adapted in self.adapted]
 
-            def again(*inputs: Any) -> Tensor:
+            def again(*inputs: Any, **named: Any) -> Tensor:
                 for adapted, pair in zip(self.adapted, placed, strict=True):
                     adapted.pair = pair
-                return forward(block, *inputs)
+                return forward(block, *inputs, **named)
 
-            return cast(Tensor, checkpoint(again, *inputs, use_reentrant=False))
+            return cast(Tensor, checkpoint(again, *inputs, use_reentrant=False, **named))
 
         return run
 
@@ -98,13 +98,13 @@ class Roles:
         self._place(None)
         return self.run(latents, level, *conditioning).float()
 
-    def new(self, generator: torch.Generator, adapter: Path | None = None) -> Role:
-        """A role that equals the base, or the base with the LoRA file `adapter`, until it is trained."""
+    def new(self, generator: torch.Generator, adapter: Lora | None = None) -> Role:
+        """A role that equals the base, or the base with the LoRA `adapter`, until it is trained."""
         if self.rank:
             return LoraRole(self, generator, adapter)
         if adapter is not None:
             raise ConfigError(
-                f"rank is 0, which trains full weights, but the checkpoint's version is {adapter}, a LoRA"
+                f"rank is 0, which trains full weights, but the checkpoint's version is {adapter.source}, a LoRA"
             )
         return FullRole(self.trainee, compiled=self._compiled)
 
@@ -121,7 +121,7 @@ class Roles:
 class LoraRole:
     """Low-rank pairs for every target. A starts random and B at zero, as PEFT's `gaussian` initialisation does."""
 
-    def __init__(self, roles: Roles, generator: torch.Generator, adapter: Path | None) -> None:
+    def __init__(self, roles: Roles, generator: torch.Generator, adapter: Lora | None) -> None:
         self.roles, rank = roles, roles.rank
         weights = [adapted.linear.weight for adapted in roles.adapted]
         self.pairs: list[Pair] = [
@@ -138,24 +138,26 @@ class LoraRole:
     def __call__(self, latents: Tensor, level: Tensor, conditioning: Conditioning) -> Tensor:
         return self.roles.with_pairs(self.pairs, latents, level, conditioning)
 
-    def _read(self, adapter: Path) -> None:
-        """Starts from a LoRA file of the same targets; another scale alpha / r is folded into B."""
-        found = read_lora(adapter).modules
+    def _read(self, adapter: Lora) -> None:
+        """Starts from a LoRA of the same targets; another scale alpha / r is folded into B."""
+        found = adapter.modules
         if set(found) != set(self.roles.names):
             odd = sorted(set(found) ^ set(self.roles.names))
-            raise ConfigError(f"adapter {adapter} is for other modules than this trainer adapts, for example {odd[0]}")
+            raise ConfigError(
+                f"adapter {adapter.source} is for other modules than this trainer adapts, for example {odd[0]}"
+            )
         rank = next((delta.rank for delta in found.values() if delta.rank != self.roles.rank), None)
         if rank is not None:
-            raise ConfigError(f"rank is {self.roles.rank}, but adapter {adapter} has rank {rank}; use its rank")
+            raise ConfigError(f"rank is {self.roles.rank}, but adapter {adapter.source} has rank {rank}; use its rank")
         scale = self.roles.alpha / self.roles.rank
         deltas = [found[name] for name in self.roles.names]
         self.pairs = [(delta.a.float(), delta.b.float() * (delta.scale / scale)) for delta in deltas]
 
     def save(self, folder: Path) -> None:
         """`adapter.safetensors` in bfloat16 as diffusers' `load_lora_weights` reads it, alpha in the metadata."""
-        scale = self.roles.alpha / self.roles.rank
+        scale, component = self.roles.alpha / self.roles.rank, self.roles.trainee.component
         deltas = {name: Delta(a, b, scale) for name, (a, b) in zip(self.roles.names, self.pairs, strict=True)}
-        write_lora(Lora(deltas, "trained"), folder / ADAPTER_FILE, dtype=torch.bfloat16)
+        write_lora(Lora(deltas, "trained"), folder / ADAPTER_FILE, component, dtype=torch.bfloat16)
 
 
 class FullRole:

@@ -63,7 +63,11 @@ class StudentConfig:
     compile: bool = False
     checkpointing: bool = False  # recompute activations in the backward pass: less memory, a third more time
     shard: bool = False  # spread the frozen base over the processes
-    text_tokens: int = 32
+    size: int = 0  # side of the square pictures in pixels; 0 is the checkpoint's own
+    shift: float = 0.0  # of flow matching; 0 is the checkpoint's own
+    top: int = 0  # noising step at which a student of SD1.5 or PixArt starts; 0 is the checkpoint's own
+    targets: tuple[str, ...] = ()  # modules that get LoRAs; otherwise those of the adapter, or usual for the family
+    text_tokens: int = 32  # of Z-Image's texts; other families read texts of one length
     save_every: int = 25
     score_every: int = 50
     score_prompts: int = 70  # validation prompts, two pictures each
@@ -73,6 +77,7 @@ class StudentConfig:
     def __post_init__(self) -> None:
         at_least(self, 1, "steps", "decay_steps", "warmup", "nfe", "save_every", "score_every", "score_prompts")
         at_least(self, 0, "patience", "seed", "guidance", "rank", "micro_batch", "fake_anchor", "fake_updates")
+        at_least(self, 0, "size", "shift", "top")
         between(self, 0, 1, "ema")
         at_least(self, 0, "generator_rate", "fake_rate", "weight_decay")
         positive(self, "alpha", "clip")

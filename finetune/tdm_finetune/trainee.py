@@ -1,7 +1,7 @@
 """What a trainer needs to know of a model family, and nothing else.
 
-TDM and TDM-R1 are written once against this interface; the Z-Image family (`zimage.py`) and the small pixel-space
-model of the micro world (`micro/`) stand behind it.
+TDM and TDM-R1 are written once against this interface; every family of checkpoints (`zimage.py`, `sd3.py`,
+`plain.py`) and the small pixel-space model of the micro world (`micro/`) stand behind it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tdm_finetune.process import Process
 from tdm_finetune.scoring import World
+from tdm_serve.models.lora import Lora
 
 Conditioning = tuple[Tensor, ...]  # what the network takes beside latents and level; every tensor starts with (B, ...)
 
@@ -49,8 +50,13 @@ class Trainee(Protocol):
         ...
 
     @property
-    def adapter(self) -> Path | None:
+    def adapter(self) -> Lora | None:
         """The LoRA of the version that was asked for; the base is loaded without it."""
+        ...
+
+    @property
+    def component(self) -> str:
+        """What stock pipelines call the network, and LoRA files put before its modules' names."""
         ...
 
     @property
@@ -74,6 +80,10 @@ class Trainee(Protocol):
 
     def linears(self) -> dict[str, nn.Linear]:
         """The linears that adapters go on, by the name that an adapter file gives them, in a fixed order."""
+        ...
+
+    def check_prompt(self, prompt: str) -> None:
+        """Raises a TdmServeError for a prompt that `encode` could not read whole. Reads no weights."""
         ...
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:

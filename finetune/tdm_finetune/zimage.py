@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from diffusers import ZImageTransformer2DModel
 from torch import Tensor, nn
 
 from tdm_finetune import scenes
 from tdm_finetune.cache import Frozen
+from tdm_finetune.choices import TEXT_CACHE_MB, Choices, adapted, no_prompts, picture_size, process, starting_adapter
 from tdm_finetune.process import Flow
 from tdm_finetune.scoring import SCENES, World
 from tdm_finetune.trainee import Conditioning, Prompt
-from tdm_serve.errors import ConfigError
 from tdm_serve.models.families.zimage import load_transformer
 from tdm_serve.models.families.zimage_denoiser import Block, ZImageDenoiser
 from tdm_serve.models.inspect import checkpoint_hash
-from tdm_serve.models.load import examine
+from tdm_serve.models.lora import Lora
 from tdm_serve.models.quiet import quiet_bars
-from tdm_serve.models.spec import Adapter, ModelSpec
+from tdm_serve.models.spec import ModelSpec
+from tdm_serve.prompt_cache import PromptCache
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "w1", "w2", "w3")
 
@@ -42,11 +44,7 @@ class VelocityNet(nn.Module):
 
 def linears(transformer: ZImageTransformer2DModel) -> dict[str, nn.Linear]:
     """Every projection of attention and feed-forward by its diffusers name, in a fixed order."""
-    return {
-        name: module
-        for name, module in transformer.named_modules()
-        if isinstance(module, nn.Linear) and name.endswith(TARGETS)
-    }
+    return adapted(transformer, Choices(), None, TARGETS)
 
 
 def repeated(denoiser: ZImageDenoiser) -> list[nn.Module]:
@@ -55,22 +53,10 @@ def repeated(denoiser: ZImageDenoiser) -> list[nn.Module]:
     return [*(block.modulation for block in blocks if block.modulation is not None), *blocks]
 
 
-def _start(spec: ModelSpec) -> Path | None:
-    """The adapter that training goes on from: one, as strong as its file says."""
-    if not spec.adapters:
-        return None
-    if spec.adapters != (Adapter(spec.adapters[0].path),):
-        raise ConfigError(
-            f"{spec.id} has {len(spec.adapters)} adapters or one with settings beside its file; training goes on from "
-            "a single plain one, which `tdm-serve convert` writes"
-        )
-    return spec.adapters[0].path
-
-
 class ZImageTrainee:
     """A Z-Image transformer with its frozen parts as a `Trainee`; `adapter` belongs to it and is not yet applied."""
 
-    world: World | None = SCENES
+    component = "transformer"
 
     def __init__(
         self,
@@ -80,33 +66,20 @@ class ZImageTrainee:
         shift: float,
         picture_size: tuple[int, int],
         text_tokens: int,
-        adapter: Path | None = None,
+        targets: Mapping[str, nn.Linear] | None = None,
+        adapter: Lora | None = None,
         checkpoint_hash: str = "",
     ) -> None:
         self.transformer, self.frozen, self.text_tokens = transformer, frozen, text_tokens
         self.adapter, self.checkpoint_hash, self.picture_size = adapter, checkpoint_hash, picture_size
+        self.world: World | None = SCENES if frozen.reads_scenes else None
         self.denoiser = ZImageDenoiser(transformer)
         self.net: nn.Module = VelocityNet(self.denoiser)
         self.process = Flow(shift)
         width, height = (side // frozen.factor for side in picture_size)
         self.latent_shape = (frozen.channels, height, width)
-        self._linears = linears(transformer)
-
-    @classmethod
-    def load(cls, checkpoint: str | Path, *, text_tokens: int) -> ZImageTrainee:
-        """From an id or a folder; raises as the SDK's loader does."""
-        spec, files = examine(checkpoint)
-        with quiet_bars():
-            transformer = load_transformer(replace(spec, adapters=()))
-        return cls(
-            transformer,
-            Frozen.load(spec.base / "vae", spec.base),
-            shift=spec.shift,
-            picture_size=(spec.width, spec.height),
-            text_tokens=text_tokens,
-            adapter=_start(spec),
-            checkpoint_hash=checkpoint_hash(spec, files),
-        )
+        self._linears = dict(linears(transformer) if targets is None else targets)
+        self._texts = PromptCache(TEXT_CACHE_MB)
 
     def blocks(self) -> Sequence[nn.Module]:
         return repeated(self.denoiser)
@@ -118,16 +91,60 @@ class ZImageTrainee:
     def linears(self) -> dict[str, nn.Linear]:
         return self._linears
 
+    def check_prompt(self, prompt: str) -> None:
+        self.frozen.check(prompt, self.text_tokens)
+
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        return self.frozen.encode(list(prompts), self.text_tokens)
+        """Features (B, L, D) and token counts (B,) on the CPU.
+
+        Scenes seldom repeat, and their encoder is small; others are encoded once and alone, and kept.
+        """
+        if self.world is not None:
+            return self.frozen.encode(list(prompts), self.text_tokens)
+        kept = [self._encoded(prompt) for prompt in prompts]
+        padded = [F.pad(one, (0, 0, 0, self.text_tokens - len(one))) for one in kept]
+        return torch.stack(padded), torch.tensor([len(one) for one in kept])
+
+    def _encoded(self, prompt: str) -> Tensor:
+        if (found := self._texts.get(prompt)) is not None:
+            return found
+        features, [count] = self.frozen.encode([prompt], self.text_tokens)
+        found = features[0, : int(count)].clone()
+        self._texts.put(prompt, found)
+        return found
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        return self.frozen.to_pictures(latents.float())
+        return self.frozen.to_pictures(latents)
 
     def prompts(self, split: str, seed: int) -> Iterator[Prompt]:
-        for prompt in scenes.prompts(cast(scenes.Split, split), seed=seed):
-            yield Prompt(prompt.text, {"spec": prompt.spec, "category": prompt.spec.category})
+        if self.world is None:
+            raise no_prompts("this Z-Image checkpoint")
+        return _scenes(split, seed)
 
     def save(self, folder: Path) -> None:
         self.transformer.save_pretrained(folder)
+
+
+def load(spec: ModelSpec, files: Sequence[Path], choices: Choices, device: torch.device) -> ZImageTrainee:
+    """Everything of a checkpoint; `choices` as for every family."""
+    with quiet_bars():
+        transformer = load_transformer(replace(spec, adapters=()))
+    adapter = starting_adapter(spec, transformer)
+    noise = process(spec, choices)
+    assert isinstance(noise, Flow), "Z-Image is a flow-matching model"
+    return ZImageTrainee(
+        transformer,
+        Frozen.load(spec.base / "vae", spec.base, device),
+        shift=noise.shift,
+        picture_size=picture_size(spec, choices),
+        text_tokens=choices.text_tokens,
+        targets=adapted(transformer, choices, adapter, TARGETS),
+        adapter=adapter,
+        checkpoint_hash=checkpoint_hash(spec, files),
+    )
+
+
+def _scenes(split: str, seed: int) -> Iterator[Prompt]:
+    for prompt in scenes.prompts(cast(scenes.Split, split), seed=seed):
+        yield Prompt(prompt.text, {"spec": prompt.spec, "category": prompt.spec.category})

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from tdm_finetune.choices import Choices
+from tdm_finetune.families import load_trainee
 from tdm_finetune.replay import Replay
 from tdm_finetune.student import Student
 from tdm_finetune.tdm_r1 import Reinforcement, TdmR1Config
 from tdm_finetune.workers import Workers
-from tdm_finetune.zimage import ZImageTrainee
 from tdm_serve import Pipeline
 from tdm_serve.errors import ConfigError
 
@@ -30,7 +32,7 @@ def pipeline() -> Pipeline:
 @pytest.fixture(scope="module")
 def student() -> Student:
     config = TdmR1Config(checkpoint="default-tdm", group=4)
-    return Student(config, ZImageTrainee.load("default-tdm", text_tokens=config.text_tokens), Workers())
+    return Student(config, load_trainee("default-tdm", Choices(), torch.device("cpu")), Workers())
 
 
 def write(path: Path, checkpoint: str, prompts: Sequence[str] = (PROMPT,), size: str = "128x128") -> Path:

@@ -17,7 +17,7 @@ from toy_trainee import SHAPE, ToyTrainee, bits, diffusion, same
 
 from tdm_finetune.roles import ADAPTER_FILE, FULL_FOLDER, Adapted, LoraRole, Role, Roles
 from tdm_finetune.trainee import Conditioning
-from tdm_serve.errors import CheckpointError, ConfigError
+from tdm_serve.errors import ConfigError
 from tdm_serve.models.adapters import fuse_adapters
 from tdm_serve.models.lora import read_lora
 from tdm_serve.models.spec import Adapter
@@ -140,7 +140,7 @@ def test_a_saved_role_is_read_back(tmp_path: Path) -> None:
     output = role(*inputs(trainee))
     assert {delta.scale for delta in read_lora(tmp_path / ADAPTER_FILE).modules.values()} == {2.5}
     for alpha in (5.0, 1.0, 16.0):
-        again = Roles(other := ToyTrainee(), 2, alpha).new(random(9), tmp_path / ADAPTER_FILE)
+        again = Roles(other := ToyTrainee(), 2, alpha).new(random(9), read_lora(tmp_path / ADAPTER_FILE))
         torch.testing.assert_close(again(*inputs(other)), output, rtol=0.02, atol=0.01)
         assert (again(*inputs(other)) - Roles(ToyTrainee(), 2, 1.0).base(*inputs(other))).abs().max() > 0.05
         assert all(tensor.requires_grad and tensor.is_leaf for tensor in again.parameters)
@@ -159,7 +159,7 @@ def deltas(folder: Path) -> dict[str, Tensor]:
 
 def test_adapters_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     Roles(ToyTrainee(), 2, 4.0).new(random()).save(tmp_path)
-    file = tmp_path / ADAPTER_FILE
+    file = read_lora(tmp_path / ADAPTER_FILE)
     with pytest.raises(ConfigError, match=r"rank is 3, but adapter .* has rank 2"):
         Roles(ToyTrainee(), 3, 4.0).new(random(), file)
     with pytest.raises(ConfigError, match=r"rank is 0, which trains full weights, but .*adapter"):
@@ -168,8 +168,6 @@ def test_adapters_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     del fewer.linears()["blocks.1.up"]
     with pytest.raises(ConfigError, match=r"other modules .* for example blocks\.1\.up"):
         Roles(fewer, 2, 4.0).new(random(), file)
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        Roles(ToyTrainee(), 2, 4.0).new(random(), tmp_path / "nowhere.safetensors")
 
 
 def zimage_inputs() -> Inputs:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from tdm_finetune.cache import Frozen
 from tdm_finetune.fit import make_student
@@ -27,7 +28,10 @@ def with_adapter(tmp_path: Path) -> Path:
     """A checkpoint whose version `tdm`, its default, is an adapter."""
     folder = Path(shutil.copytree(EMBEDDED, tmp_path / "checkpoint"))
     config = TdmConfig(run=tmp_path, checkpoint="default-teacher", rank=2, alpha=2.0)
-    make_student(config).generator.save(folder)
+    generator = make_student(config).generator
+    for parameter in generator.parameters:
+        torch.nn.init.ones_(parameter)  # an untrained adapter is refused
+    generator.save(folder)
     manifest = json.loads((folder / MANIFEST).read_text())
     manifest["versions"]["tdm"]["adapter"] = ADAPTER_FILE
     (folder / MANIFEST).write_text(json.dumps(manifest | {"default": "tdm"}))

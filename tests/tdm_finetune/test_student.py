@@ -29,6 +29,7 @@ from tdm_finetune.student import Batch, Student
 from tdm_finetune.tdm import TdmConfig
 from tdm_finetune.tdm_r1 import TdmR1Config
 from tdm_serve.errors import CheckpointError
+from tdm_serve.models.lora import read_lora
 
 each_process = pytest.mark.parametrize("kind", ["flow", "epsilon", "v"])
 
@@ -204,7 +205,7 @@ def test_a_versions_adapter_is_where_the_generator_starts(tmp_path: Path) -> Non
     trained = made(moved=True)
     trained.generator.save(tmp_path)
     trainee = ToyTrainee()
-    trainee.adapter = tmp_path / "adapter.safetensors"
+    trainee.adapter = read_lora(tmp_path / "adapter.safetensors")
     found = student(tdm_config(tmp_path), trainee)
     for mine, theirs in zip(found.generator.parameters, trained.generator.parameters, strict=True):
         assert torch.equal(mine, theirs.to(torch.bfloat16).float())

@@ -25,6 +25,7 @@ from toy_trainee import (
 from tdm_finetune.process import Process
 from tdm_finetune.tdm import Distillation
 from tdm_serve.errors import ConfigError
+from tdm_serve.models.lora import read_lora
 
 UNUSED = Path("unused")
 
@@ -156,6 +157,6 @@ def test_only_a_base_is_distilled(tmp_path: Path) -> None:
     """An adapter is trained against the base's weights, so starting from another one would spoil it."""
     trainee = ToyTrainee()
     student(tdm_config(tmp_path), ToyTrainee()).generator.save(tmp_path)
-    trainee.adapter = tmp_path / "adapter.safetensors"
+    trainee.adapter = read_lora(tmp_path / "adapter.safetensors")
     with pytest.raises(ConfigError, match="checkpoint 'toy' is an adapter on a base"):
         distillation(tdm_config(tmp_path), trainee)

@@ -16,6 +16,7 @@ from tdm_finetune.scoring import World
 from tdm_finetune.trainee import Conditioning, Prompt
 from tdm_finetune.zimage import VelocityNet, linears, repeated
 from tdm_serve.models.families.zimage_denoiser import ZImageDenoiser
+from tdm_serve.models.lora import Lora
 
 TEXT_WIDTH = 20
 
@@ -32,7 +33,8 @@ def transformer() -> ZImageTransformer2DModel:
 
 
 class TinyZImage:
-    adapter: Path | None = None
+    adapter: Lora | None = None
+    component = "transformer"
     checkpoint_hash = "tiny"
     picture_size = (8, 8)
     world: World | None = None
@@ -50,6 +52,9 @@ class TinyZImage:
 
     def blocks(self) -> Sequence[nn.Module]:
         return self._blocks
+
+    def check_prompt(self, prompt: str) -> None:
+        """Every text is read."""
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """32 tokens a prompt, as random as their text."""

@@ -27,6 +27,7 @@ from tdm_finetune.tdm import Distillation, TdmConfig
 from tdm_finetune.tdm_r1 import Reinforcement, TdmR1Config
 from tdm_finetune.trainee import Conditioning, Prompt, Trainee
 from tdm_finetune.workers import Workers
+from tdm_serve.models.lora import Lora
 
 CATEGORIES = ("bright", "dark", "grey")
 SHAPE = (2, 4, 4)
@@ -89,7 +90,8 @@ class ToyNet(nn.Module):
 class ToyTrainee:
     """A fixed random network as a `Trainee`."""
 
-    adapter: Path | None = None
+    adapter: Lora | None = None
+    component = "transformer"
     checkpoint_hash = "toy"
     picture_size = (4, 4)
 
@@ -108,6 +110,9 @@ class ToyTrainee:
 
     def linears(self) -> dict[str, nn.Linear]:
         return self._linears
+
+    def check_prompt(self, prompt: str) -> None:
+        """Every text is read."""
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         words = [prompt.split() for prompt in prompts]

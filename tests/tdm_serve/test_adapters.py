@@ -49,8 +49,9 @@ def output(model: ZImageTransformer2DModel) -> torch.Tensor:
 def new_role(adapter: Path | None = None) -> Role:
     """Of our trainer, for rank 4 and alpha 10, on as much of a trainee as roles need."""
     model = transformer()
-    trainee = SimpleNamespace(net=VelocityNet(ZImageDenoiser(model)), linears=lambda: linears(model))
-    return Roles(cast(Trainee, trainee), 4, 10.0).new(torch.Generator(), adapter)
+    net, component = VelocityNet(ZImageDenoiser(model)), "transformer"
+    trainee = SimpleNamespace(net=net, linears=lambda: linears(model), component=component)
+    return Roles(cast(Trainee, trainee), 4, 10.0).new(torch.Generator(), adapter and read_lora(adapter))
 
 
 @pytest.fixture

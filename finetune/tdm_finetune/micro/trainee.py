@@ -26,6 +26,7 @@ from tdm_serve.config import at_least, multiple_of, positive
 from tdm_serve.config import check as check_table
 from tdm_serve.errors import CheckpointError, InvalidRequest
 from tdm_serve.files import sha256, write_atomically
+from tdm_serve.models.lora import Lora
 
 SETTINGS_FILE = "micro.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -74,7 +75,8 @@ class MicroSettings:
 class MicroTrainee:
     """A micro model as a `Trainee`. Nothing of it is an adapter: what LoRA training makes stays with its run."""
 
-    adapter: Path | None = None
+    adapter: Lora | None = None
+    component = "transformer"
     picture_size = (world.SIZE, world.SIZE)
 
     def __init__(self, settings: MicroSettings, net: MicroNet, checkpoint_hash: str = "") -> None:
@@ -111,6 +113,9 @@ class MicroTrainee:
     def linears(self) -> dict[str, nn.Linear]:
         """Attention, feed-forward and modulation, by which alone the prompt comes in."""
         return self._linears
+
+    def check_prompt(self, prompt: str) -> None:
+        _ids(prompt)
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Tokens (B, LENGTH) and lengths (B,); InvalidRequest for a word or a length that the model does not know."""
