@@ -1,4 +1,4 @@
-"""Linears of one input as one matrix product: for training (`Joined`), for inference (`pack`), for several versions."""
+"""Linears of one input as one matrix product: for training (`Joined`), inference (`Packed`) and several versions."""
 
 from __future__ import annotations
 
@@ -26,16 +26,18 @@ class Joined(nn.Module):
         return torch.cat([part(x) for part in self.parts], dim=-1)
 
 
-def pack(joined: Joined) -> nn.Linear:
-    """One matrix product for several linears of one input, which all have a bias or none."""
-    linears = [cast(nn.Linear, part) for part in joined.parts]
-    weight = torch.cat([linear.weight for linear in linears])
-    biased = linears[0].bias is not None  # pyright: ignore[reportUnnecessaryComparison] - declared without None
-    packed = nn.Linear(weight.shape[1], weight.shape[0], bias=biased, device="meta")
-    packed.weight = nn.Parameter(weight.detach(), requires_grad=False)
-    if biased:
-        packed.bias = nn.Parameter(torch.cat([linear.bias for linear in linears]).detach(), requires_grad=False)
-    return packed
+class Packed(nn.Linear):
+    """Several linears of one input, all with a bias or none, as one matrix product; `rows` are each one's outputs."""
+
+    def __init__(self, joined: Joined) -> None:
+        linears = [cast(nn.Linear, part) for part in joined.parts]
+        weight = torch.cat([linear.weight for linear in linears])
+        biased = linears[0].bias is not None  # pyright: ignore[reportUnnecessaryComparison] - declared without None
+        super().__init__(weight.shape[1], weight.shape[0], bias=biased, device="meta")
+        self.rows = tuple(linear.out_features for linear in linears)
+        self.weight = nn.Parameter(weight.detach(), requires_grad=False)
+        if biased:
+            self.bias = nn.Parameter(torch.cat([linear.bias for linear in linears]).detach(), requires_grad=False)
 
 
 def pack_all(root: nn.Module) -> None:
@@ -43,7 +45,7 @@ def pack_all(root: nn.Module) -> None:
     for module in list(root.modules()):
         for attribute, child in list(module.named_children()):
             if isinstance(child, Joined):
-                setattr(module, attribute, pack(child))
+                setattr(module, attribute, Packed(child))
 
 
 def share(
@@ -62,7 +64,7 @@ def share(
             parts = [*child.parts] if isinstance(child, Joined) else [child]
             called = [names.get(part, "") for part in parts if isinstance(part, nn.Linear)]
             if any(name in wanted for name in called):
-                base = pack(child) if isinstance(child, Joined) else cast(nn.Linear, child)
+                base = Packed(child) if isinstance(child, Joined) else cast(nn.Linear, child)
                 routed = Routed(base, dict(zip(called, _rows(parts), strict=True)))
                 setattr(module, attribute, routed)
                 found |= dict.fromkeys(called, routed)

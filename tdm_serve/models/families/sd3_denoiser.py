@@ -1,11 +1,13 @@
 """The transformer of SD3 and SD3.5 as one batched function over the parameters of diffusers' class.
 
 What `diffusers.SD3Transformer2DModel` repeats in every call is done once here: text is projected once per prompt
-(`refine_text`), all that follows from time and pooled text is one table per noise level and prompt (`modulation`), and
-the cropped position table is kept per size. The text that `forward` takes holds the prompt's tokens and, as its last
-row, the projected pooled embedding, so that one tensor per prompt is all there is to keep.
+(`refine_text`), and all that follows from time and pooled text is one table per noise level and prompt (`modulation`).
+The text that `forward` takes holds the prompt's tokens and, as its last row, the projected pooled embedding, so that
+one tensor per prompt is all there is to keep.
 
-Tokens are ordered image, then text, as in the original. Padding is attended: SD3 is trained that way.
+Tokens are ordered image, then text, as in the original. The text encoders' padding is attended: SD3 is trained that
+way. Texts of several lengths share a forward nevertheless (`lengths`). The state dict has the keys of diffusers' class,
+packed or not.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from diffusers.models.attention import JointTransformerBlock
 from diffusers.models.normalization import RMSNorm
 from torch import Tensor, nn
 
+from tdm_serve.models.families.attention import attend
 from tdm_serve.models.joined import Joined, pack_all, present, rms, share
+from tdm_serve.models.naming import named_as
 from tdm_serve.models.routed import Route, Routed, project
 
 IMAGE_ROWS, DUAL_ROWS, TEXT_ROWS, LAST_ROWS = 6, 9, 6, 2  # vectors of modulation in each kind of layer
@@ -49,9 +53,9 @@ class Heads(nn.Module):
         return q, k if self.norm_k is None else rms(self.norm_k, k), v
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """(B, S, D) of q, k, v (B, H, S, D / H)."""
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+def gathered(q: Tensor, k: Tensor, v: Tensor, kv_len: Tensor | None = None) -> Tensor:
+    """Attention (B, S, D), heads side by side, of q, k, v (B, H, S, D / H)."""
+    return attend(q, k, v, kv_len).transpose(1, 2).flatten(2)
 
 
 class Feed(nn.Module):
@@ -95,17 +99,19 @@ class JointBlock(nn.Module):
         made = zip((self.modulation, self.text_modulation), self.rows, strict=True)
         return torch.cat([_vectors(linear, embedded, count, route) for linear, count in made], dim=1)
 
-    def forward(self, x: Tensor, text: Tensor, table: Tensor, route: Route = ()) -> tuple[Tensor, Tensor]:
-        """x (B, S, D), text (B, L, D), table (B, rows, 1, D)."""
+    def forward(
+        self, x: Tensor, text: Tensor, table: Tensor, route: Route = (), kv_len: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """x (B, S, D), text (B, L, D), table (B, rows, 1, D); `kv_len` (B,) of the joint attention's S + L tokens."""
         image_rows, text_rows = table.split(self.rows, dim=1)
         shift, scale, gate, shift_f, scale_f, gate_f, *dual = image_rows.unbind(1)  # (B, 1, D) each
         first, *rest = text_rows.unbind(1)
         text_scale, text_shift = (first, rest[0]) if self.last else (rest[0], first)
         streams = self.image(normed(x, shift, scale), route), self.text(normed(text, text_shift, text_scale), route)
-        joint = attend(*(torch.cat(pair, dim=2) for pair in zip(*streams, strict=True)))  # (B, S + L, D)
+        joint = gathered(*(torch.cat(pair, dim=2) for pair in zip(*streams, strict=True)), kv_len)  # (B, S + L, D)
         following = x + gate * project(self.out, joint[:, : x.shape[1]].contiguous(), route)
         if self.dual is not None:
-            own = attend(*self.dual(normed(x, dual[0], dual[1]), route))
+            own = gathered(*self.dual(normed(x, dual[0], dual[1]), route))
             following = following + dual[2] * project(present(self.dual_out), own, route)
         following = following + gate_f * self.feed(normed(following, shift_f, scale_f), route)
         if not self.last:
@@ -138,7 +144,7 @@ class SD3Denoiser(nn.Module):
         )
         self.last_modulation: nn.Module = transformer.norm_out.linear
         self.out: nn.Module = transformer.proj_out
-        self._positions: dict[tuple[int, int, torch.device, torch.dtype], Tensor] = {}
+        named_as(self, transformer)
 
     def pack(self) -> SD3Denoiser:
         """Join projections into single matrices for inference; the result no longer trains. Returns self."""
@@ -161,14 +167,21 @@ class SD3Denoiser(nn.Module):
         rows = [cast(JointBlock, block).modulate(embedded, route) for block in self.blocks]
         return torch.cat((*rows, _vectors(self.last_modulation, embedded, LAST_ROWS, route)), dim=1)
 
-    def forward(self, latents: Tensor, modulation: Tensor, text: Tensor, route: Route = ()) -> Tensor:
-        """Velocity (B, C, H, W) at latents (B, C, H, W), given `modulation` (B, M, D) and refined `text` (B, L, D)."""
+    def forward(
+        self, latents: Tensor, modulation: Tensor, text: Tensor, route: Route = (), lengths: Tensor | None = None
+    ) -> Tensor:
+        """Velocity (B, C, H, W) at latents (B, C, H, W), given `modulation` (B, M, D) and refined `text` (B, L + 1, D).
+
+        `lengths` (B,) int32 are the rows' text tokens where they differ; what is between them and the last row, the
+        pooled embedding, is ignored.
+        """
         height, width = latents.shape[-2] // self.patch, latents.shape[-1] // self.patch
         x, words = self._embed(latents), text[:, :-1]
         table, row = modulation.unsqueeze(2), 0  # (B, M, 1, D)
+        kv_len = None if lengths is None else lengths + height * width
         for block in self.blocks:
             count = sum(cast(JointBlock, block).rows)
-            x, words = block(x, words, table[:, row : row + count], route)
+            x, words = block(x, words, table[:, row : row + count], route, kv_len)
             row += count
         x = project(self.out, normed(x, table[:, row + 1], table[:, row]), route)  # (B, S, patch * patch * C)
         x = x.unflatten(1, (height, width)).unflatten(-1, (self.patch, self.patch, -1))
@@ -180,11 +193,13 @@ class SD3Denoiser(nn.Module):
         patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (B, S, C * p * q)
         linear = self.embed_image.proj  # strides are patches, so the convolution is a product
         x = F.linear(patches, linear.weight.flatten(1), linear.bias)
-        return (x + self.positions(latents.shape[-2], latents.shape[-1], x)).to(x.dtype)
+        height, width = latents.shape[-2] // self.patch, latents.shape[-1] // self.patch
+        x = x.unflatten(1, (height, width)) + self._positions(height, width)
+        return x.flatten(1, 2).to(latents.dtype)
 
-    def positions(self, height: int, width: int, like: Tensor) -> Tensor:
-        """The position table's middle (1, S, D) for latents of a size; sizes that were asked for are kept."""
-        key = (height, width, like.device, like.dtype)
-        if key not in self._positions:
-            self._positions[key] = self.embed_image.cropped_pos_embed(height, width).clone()
-        return self._positions[key]
+    def _positions(self, height: int, width: int) -> Tensor:
+        """The middle (1, height, width, D) of the position table, as a view."""
+        side = self.embed_image.pos_embed_max_size
+        top, left = (side - height) // 2, (side - width) // 2
+        whole = cast(Tensor, self.embed_image.pos_embed).unflatten(1, (side, side))  # (1, side, side, D)
+        return whole[:, top : top + height, left : left + width]

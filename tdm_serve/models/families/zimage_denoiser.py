@@ -7,10 +7,12 @@ module runs the same weights on dense tensors:
 * the text refiner depends on the prompt only, so it runs once per prompt (`refine_text`);
 * everything computed from the time alone depends on sigma only, so it is one row per noise level (`modulation`),
   computed row by row so that a row never depends on which other rows are in the batch;
-* rotary tables are kept per (text length, height, width).
+* rotary tables are kept per axis (`zimage_rope`).
 
-Token order is diffusers': image tokens, image padding to a multiple of 32, text tokens, text padding. Padding tokens
-are learned and attended, as in the original.
+Token order is diffusers': image tokens, image padding to a multiple of 32, text tokens, text padding to a multiple of
+32. Padding tokens are learned and attended, as in the original. Captions of several padded lengths share a forward:
+what fills the shorter ones up comes last and is attended by nobody, and a row's image follows its own caption in the
+rotary tables, so every row is as alone. The state dict has the keys of diffusers' class, packed or not.
 """
 
 from __future__ import annotations
@@ -27,7 +29,10 @@ from diffusers.models.transformers.transformer_z_image import (
 )
 from torch import Tensor, nn
 
+from tdm_serve.models.families.attention import attend
+from tdm_serve.models.families.zimage_rope import Rope, Tables
 from tdm_serve.models.joined import Joined, pack_all, present, rms, share
+from tdm_serve.models.naming import named_as
 from tdm_serve.models.routed import Route, Routed, project
 
 TEXT_MULTIPLE: int = SEQ_MULTI_OF
@@ -41,7 +46,7 @@ def padded_length(tokens: int) -> int:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding on interleaved pairs. x (B, S, H, D); cos, sin (S, 1, D / 2)."""
+    """Rotary embedding on interleaved pairs. x (B, S, H, D); cos, sin (S, 1, D / 2) or (B, S, 1, D / 2)."""
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)  # (B, S, H, D / 2) each
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2).type_as(x)
 
@@ -61,11 +66,11 @@ class Block(nn.Module):
         self.norms = nn.ModuleList((source.attention_norm1, source.attention_norm2, source.ffn_norm1, source.ffn_norm2))
         self.modulation: nn.Module | None = source.adaLN_modulation if source.modulation else None
 
-    def attend(self, x: Tensor, rope: tuple[Tensor, Tensor], route: Route = ()) -> Tensor:
-        """Full attention over x (B, S, D), padding included, as Z-Image is trained."""
+    def attend(self, x: Tensor, rope: Tables, route: Route, kv_len: Tensor | None) -> Tensor:
+        """Full attention over x (B, S, D), or over the first `kv_len` (B,) tokens of each row."""
         q, k, v = project(self.qkv, x, route).unflatten(-1, (3, self.heads, -1)).unbind(2)  # (B, S, H, D / H)
         q, k = rotate(rms(self.norm_q, q), *rope), rotate(rms(self.norm_k, k), *rope)
-        y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), kv_len)
         return project(self.out, y.transpose(1, 2).flatten(2), route)
 
     def feed(self, x: Tensor, route: Route = ()) -> Tensor:
@@ -73,15 +78,20 @@ class Block(nn.Module):
         return project(self.down, F.silu(gate) * up, route)
 
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], modulation: Tensor | None = None, route: Route = ()
+        self,
+        x: Tensor,
+        rope: Tables,
+        modulation: Tensor | None = None,
+        route: Route = (),
+        kv_len: Tensor | None = None,
     ) -> Tensor:
         """x (B, S, D); modulation (B, 4, 1, D) holds scale, gate, scale, gate with tanh and 1 + already applied."""
         norm1, norm2, norm3, norm4 = self.norms
         if modulation is None:
-            x = x + rms(norm2, self.attend(rms(norm1, x), rope, route))
+            x = x + rms(norm2, self.attend(rms(norm1, x), rope, route, kv_len))
             return x + rms(norm4, self.feed(rms(norm3, x), route))
         scale_a, gate_a, scale_f, gate_f = modulation.unbind(1)  # (B, 1, D) each
-        x = x + gate_a * rms(norm2, self.attend(rms(norm1, x) * scale_a, rope, route))
+        x = x + gate_a * rms(norm2, self.attend(rms(norm1, x) * scale_a, rope, route, kv_len))
         return x + gate_f * rms(norm4, self.feed(rms(norm3, x) * scale_f, route))
 
 
@@ -107,8 +117,8 @@ class ZImageDenoiser(nn.Module):
         self.text_blocks = blocks_of(transformer.context_refiner)
         self.blocks = blocks_of(transformer.layers)
         self.final = transformer.all_final_layer[PATCH_KEY]
-        self._rotary = transformer.rope_embedder
-        self._rope_cache: dict[tuple[int, int, int, torch.device], tuple[Tensor, Tensor]] = {}
+        self.rope = Rope(transformer.rope_embedder)
+        named_as(self, transformer)
 
     def pack(self) -> ZImageDenoiser:
         """Join projections into single matrices for inference; the result no longer trains. Returns self."""
@@ -122,22 +132,6 @@ class ZImageDenoiser(nn.Module):
         route reaches, are not among the result, nor are names that do not exist.
         """
         return share(self, names, wanted, self.time.modules())
-
-    def rope(self, text: int, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """cos and sin (S, 1, head_dim / 2) for `text` padded text tokens and height x width image tokens."""
-        key = (text, height, width, device)
-        if key not in self._rope_cache:
-            self._rope_cache[key] = self._build_rope(text, height, width, device)
-        return self._rope_cache[key]
-
-    def _build_rope(self, text: int, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        image = torch.stack((torch.full_like(rows, text + 1), rows, columns), dim=-1).flatten(0, 1)
-        padding = image.new_zeros(padded_length(len(image)) - len(image), 3)
-        words = torch.zeros(text, 3, dtype=image.dtype)
-        words[:, 0] = torch.arange(1, text + 1)
-        angles = self._rotary(torch.cat((image, padding, words)))  # (S, head_dim / 2) complex
-        return angles.real.unsqueeze(1).contiguous().to(device), angles.imag.unsqueeze(1).contiguous().to(device)
 
     def modulation(self, sigma: Tensor, route: Route = ()) -> Tensor:
         """Everything the blocks take from the time. sigma (B,) in [0, 1] -> (B, 4 * blocks + 1, D)."""
@@ -153,31 +147,40 @@ class ZImageDenoiser(nn.Module):
         scale_a, gate_a, scale_f, gate_f = project(block.modulation, time, route).unflatten(-1, (4, -1)).unbind(1)
         return torch.stack((1.0 + scale_a, gate_a.tanh(), 1.0 + scale_f, gate_f.tanh()), dim=1)
 
-    def refine_text(self, text: Tensor, lengths: Tensor, route: Route = ()) -> Tensor:
-        """Text features (B, L, C) with `lengths` (B,) valid tokens -> refined tokens (B, L, D); L a multiple of 32."""
+    def refine_text(self, text: Tensor, lengths: Tensor, route: Route = (), padded: Tensor | None = None) -> Tensor:
+        """Text features (B, L, C) with `lengths` (B,) valid tokens -> refined tokens (B, L, D); L a multiple of 32.
+
+        Learned tokens fill a row up to L, or up to its own `padded` (B,) int32 length; what is behind is not attended.
+        """
         x = project(self.embed_text, text, route)
         padding = torch.arange(text.shape[1], device=text.device) >= lengths.unsqueeze(1)
         x = torch.where(padding.unsqueeze(-1), self.text_pad.to(x.dtype), x)
-        cos, sin = self.rope(text.shape[1], 0, 0, text.device)
+        rope = self.rope.text(text.shape[1])
         for block in self.text_blocks:
-            x = block(x, (cos, sin), None, route)
+            x = block(x, rope, None, route, padded)
         return x
 
-    def forward(self, latents: Tensor, modulation: Tensor, text: Tensor, route: Route = ()) -> Tensor:
-        """Velocity (B, C, H, W) at latents (B, C, H, W), given `modulation` (B, M, D) and refined `text` (B, L, D)."""
+    def forward(
+        self, latents: Tensor, modulation: Tensor, text: Tensor, route: Route = (), lengths: Tensor | None = None
+    ) -> Tensor:
+        """Velocity (B, C, H, W) at latents (B, C, H, W), given `modulation` (B, M, D) and refined `text` (B, L, D).
+
+        `lengths` (B,) int32 are the rows' padded caption lengths where they differ; the text behind them is ignored.
+        """
         height, width = latents.shape[-2] // PATCH, latents.shape[-1] // PATCH
         tokens = height * width
-        cos, sin = self.rope(text.shape[1], height, width, latents.device)
         x = self._embed(latents, route)
         image = x.shape[1]
+        rope = self.rope.joint(text.shape[1], height, width, image - tokens, lengths)
         table = modulation.unsqueeze(2)  # (B, M, 1, D)
         row = 0
         for block in self.image_blocks:
-            x = block(x, (cos[:image], sin[:image]), table[:, row : row + 4], route)
+            x = block(x, (rope[0][..., :image, :, :], rope[1][..., :image, :, :]), table[:, row : row + 4], route)
             row += 4
         x = torch.cat((x, text.to(x.dtype)), dim=1)
+        kv_len = None if lengths is None else lengths + image
         for block in self.blocks:
-            x = block(x, (cos, sin), table[:, row : row + 4], route)
+            x = block(x, rope, table[:, row : row + 4], route, kv_len)
             row += 4
         x = F.layer_norm(x[:, :tokens], (x.shape[-1],), eps=1e-6) * table[:, row]
         x = project(cast(nn.Module, self.final.linear), x, route)  # (B, tokens, PATCH * PATCH * C)
