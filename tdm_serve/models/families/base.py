@@ -20,6 +20,7 @@ from tdm_serve.models.adapters import fuse_adapters, read_adapters
 from tdm_serve.models.autoencoder import decode, laid_out, posterior
 from tdm_serve.models.lora import base_of
 from tdm_serve.models.placement import Placement
+from tdm_serve.models.quantise import to_fp8
 from tdm_serve.models.routed import BASE, Routed, Variant
 from tdm_serve.models.spec import ModelSpec
 from tdm_serve.models.versions import Adapters, Versions
@@ -62,6 +63,12 @@ class Family(ABC):
     def encoder(self, kind: type[M], name: str) -> M:
         """A text encoder of the base, on its device."""
         return self.placement.part(kind, self.spec.base / name, self.text_device)
+
+    def ready(self, denoiser: M) -> M:
+        """The denoiser with its adapters in it and packed, as it is wanted and on its device."""
+        if self.placement.quantise == "none":
+            return denoiser.to(self.device, self.dtype)
+        return to_fp8(denoiser.to(self.dtype), self.spec.family, self.device)
 
     @abstractmethod
     def tokens(self, prompt: str) -> list[int]:

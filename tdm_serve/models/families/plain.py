@@ -37,7 +37,7 @@ class PlainFamily(Family):
         assert len(specs) == 1, "the table of families says that versions are not shared"
         network, denoiser, self.channels = self.load_network()
         self.versions = fused_version(network, self.spec, adapters)
-        self.denoiser = denoiser.to(self.device, self.dtype).eval()
+        self.denoiser = self.ready(denoiser).eval()
 
     def tokens(self, prompt: str) -> list[int]:
         return list(self.reader.fitted(prompt))

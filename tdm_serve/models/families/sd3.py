@@ -48,7 +48,7 @@ class SD3(Family):
     def load_denoiser(self, specs: Sequence[ModelSpec], adapters: Adapters) -> None:
         network, denoiser, self.channels = self.load_network()
         self.versions = with_versions(denoiser, network, specs, adapters)
-        self.denoiser = denoiser.pack().to(self.device, self.dtype)
+        self.denoiser = self.ready(denoiser.pack())
         self._tables: dict[tuple[int, float, Variant], tuple[Tensor, Tensor]] = {}
 
     def load_network(self) -> tuple[nn.Module, SD3Denoiser, int]:

@@ -46,7 +46,7 @@ class ZImage(Family):
         transformer = self.placement.network(ZImageTransformer2DModel, self.spec.base / "transformer")
         denoiser = ZImageDenoiser(transformer)
         self.versions = with_versions(denoiser, transformer, specs, adapters)
-        self.denoiser = denoiser.pack().to(self.device, self.dtype)
+        self.denoiser = self.ready(denoiser.pack())
         self.channels = self.denoiser.channels
         self._modulation: dict[tuple[float, Variant], Tensor] = {}
 
