@@ -20,6 +20,7 @@ from tdm_serve.device import Device
 from tdm_serve.device_thread import DeviceThread
 from tdm_serve.errors import ConfigError, EngineClosed, InvalidRequest, TdmServeError, UnknownModel
 from tdm_serve.identity import compiles, identity_of, memory_of
+from tdm_serve.models.catalog import Reference
 from tdm_serve.orders import Asked
 from tdm_serve.pipeline import Pipeline
 from tdm_serve.preview_thread import PreviewThread
@@ -28,6 +29,7 @@ from tdm_serve.scheduler import Policy
 from tdm_serve.stats import EngineStats, WarmShape
 from tdm_serve.ticket import Mailbox, Ticket, post
 from tdm_serve.warmup import WarmUp, load_profile, profile_path, save_profile, shape_of
+from tdm_serve.watchdog import HANG_S, Watch, Watchdog
 
 PLAIN = Terms()
 STANDARD = Policy()
@@ -44,18 +46,19 @@ class AsyncEngine:
         max_batch: int | None = None,
         profile: Path | None = None,
         warm: Sequence[Shape | tuple[int, int]] = (),
+        hang_s: float | None = HANG_S,
     ) -> None:
         """`warm` lists what is measured before `ready`; empty is the default model's size.
 
         `profile` is the file in which measured costs are kept, or a folder with one for each device; None is the folder
-        TDM_SERVE_STATE_DIR or the user's cache folder. Raises ConfigError, and InvalidRequest for a size in `warm`.
+        TDM_SERVE_STATE_DIR or the user's cache folder. A run that takes longer than `hang_s`, and far longer than
+        predicted, is taken for hung; None watches nothing. Raises ConfigError, and InvalidRequest for a size in `warm`.
         """
         if max_batch is not None:
             if max_batch < 1:
                 raise ConfigError(f"max_batch is {max_batch}; it must be at least 1")
             policy = dataclasses.replace(policy, max_batch=min(policy.max_batch, max_batch))
         device: Device = engine.engine if isinstance(engine, Pipeline) else engine
-        self.infos: Mapping[str, ModelInfo] = device.infos
         self.info: ModelInfo = next(iter(device.infos.values()))
         self.shapes = tuple(shape_of(device, size) for size in warm or [(self.info.width, self.info.height)])
         self._device = device
@@ -63,7 +66,9 @@ class AsyncEngine:
         self._identity = identity_of(device)
         self._path = profile_path(profile, self._identity)
         self._previews = PreviewThread(device.preview, lambda mailbox: self.cancel(mailbox.number))
-        self._desk = Desk(Profile(self._identity, len(self.info.sigmas)), policy, self._previews)
+        watch = Watch(hang_s, compiles=compiles(device))
+        self._desk = Desk(Profile(self._identity, len(self.info.sigmas)), policy, self._previews, watch)
+        self._watchdog = Watchdog(hang_s, self._desk.look)
         self._thread = DeviceThread(device, self._desk, self._warm_up, self._warmed)
         self._warm = False
         self._warm_lookups = 0, 0  # hits and misses of the prompt cache that were the warm-up's
@@ -71,9 +76,19 @@ class AsyncEngine:
         self._starter: Mailbox | None = None
 
     @property
+    def infos(self) -> Mapping[str, ModelInfo]:
+        """The versions that can be asked for, the default first."""
+        return self._device.infos
+
+    @property
     def ready(self) -> bool:
-        """Whether requests are served at once: the listed shapes are warm, and it is neither closing nor dead."""
-        return self._warm and not self._desk.closing and self._desk.dead is None
+        """Whether requests are served at once: the listed shapes are warm, and it is not closing, dead or hung."""
+        return self._warm and not self._desk.closing and self._desk.dead is None and self._desk.watch.hung is None
+
+    @property
+    def hung(self) -> str | None:
+        """What the device hangs in; it may come back."""
+        return self._desk.watch.hung
 
     @property
     def degraded(self) -> str | None:
@@ -86,6 +101,7 @@ class AsyncEngine:
             raise RuntimeError("an engine starts only once; create another one")
         self._starter = Mailbox(asyncio.get_running_loop())
         self._thread.start()
+        self._watchdog.start()
         error = await self._starter.arrival()
         if isinstance(error, Exception):
             raise error
@@ -130,6 +146,15 @@ class AsyncEngine:
             return await ticket.result()
         finally:
             ticket.cancel()  # nothing happens to one that is done
+
+    async def add_version(self, reference: Reference) -> ModelInfo:
+        """One more version of the base, while others are served: a checkpoint folder, or a version of one.
+
+        Raises CheckpointError or ConfigError for what does not fit, EngineClosed or EngineFailed.
+        """
+        served = await asyncio.to_thread(self._device.examine, reference)
+        added: ModelInfo = await asyncio.wrap_future(self._desk.errand(lambda: self._device.add(served)))
+        return added
 
     def cancel(self, number: int) -> bool:
         """What `Ticket.cancel` does."""
@@ -186,6 +211,7 @@ class AsyncEngine:
     def _end(self) -> None:
         self._thread.join()
         self._desk.drop_rest()
+        self._watchdog.close()
         self._previews.close()
         with self._ending:
             if self._warm:

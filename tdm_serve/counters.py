@@ -21,6 +21,7 @@ class Counters:
         self.finished = 0
         self.cancelled = 0
         self.restarts = 0
+        self.hangs = 0
         self.refused: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
         self.images: Counter[str] = Counter()
@@ -36,6 +37,7 @@ class Counters:
             "finished": self.finished,
             "cancelled": self.cancelled,
             "restarts": self.restarts,
+            "hangs": self.hangs,
             "refused": dict(self.refused),
             "failed": dict(self.failed),
             "images": dict(self.images),

@@ -10,7 +10,10 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from typing import Any
 
 from tdm_serve.core import GeneratedImage, Progress, Terms
 from tdm_serve.counters import Counters
@@ -23,11 +26,12 @@ from tdm_serve.errors import (
     Overloaded,
     TdmServeError,
 )
-from tdm_serve.orders import Asked, Done, Item, Order
+from tdm_serve.orders import Asked, Done, Errand, Item, Order
 from tdm_serve.preview_thread import PreviewThread
 from tdm_serve.profile import Profile
 from tdm_serve.scheduler import Idle, Policy, Refusal, Run, Scheduler, Stage, Work
 from tdm_serve.ticket import Letter, Mailbox, Outcome, post
+from tdm_serve.watchdog import Doing, Watch
 
 CLOSED = "the server is shutting down and takes no new requests"
 DIED = "the device failed while it worked on this; the server's log says why"
@@ -41,19 +45,21 @@ def now_ms() -> float:
 class Desk:
     """`submit`, `cancel` and the questions from any thread; `take`, `done` and `crashed` from the device thread."""
 
-    def __init__(self, profile: Profile, policy: Policy, previews: PreviewThread) -> None:
+    def __init__(self, profile: Profile, policy: Policy, previews: PreviewThread, watch: Watch) -> None:
         self.lock = threading.Condition()
         self.counters = Counters()
         self.profile = profile
         self.closing = False
         self.degraded: str | None = None  # what went wrong and was mended
         self.dead: str | None = None  # why no request can be served any more
+        self.watch = watch
         self._policy = policy
         self._scheduler = Scheduler(profile, policy)
         self._previews = previews
         self._orders: dict[int, Order] = {}
         self._items: dict[int, Item] = {}
         self._open: Run | None = None
+        self._errands: deque[Errand] = deque()
         self._numbers = itertools.count(1)
         self._ids = itertools.count(1)
 
@@ -62,10 +68,7 @@ class Desk:
     def submit(self, asked: Sequence[Asked], terms: Terms, mailbox: Mailbox, previews: bool) -> Order:
         """All or nothing. Raises Overloaded, DeadlineUnreachable, EngineClosed or EngineFailed."""
         with self.lock:
-            if self.closing:
-                raise self._refused("closed", EngineClosed(CLOSED))
-            if self.dead is not None:
-                raise self._refused("failed", EngineFailed(self.dead))
+            self._check_open()
             now = now_ms()
             order = Order(next(self._numbers), mailbox, previews, [None] * len(asked), now, missing=len(asked))
             deadline = None if terms.deadline_ms is None else now + terms.deadline_ms
@@ -82,6 +85,31 @@ class Desk:
             self.counters.accepted += 1
             self.lock.notify_all()
             return order
+
+    def _check_open(self) -> None:
+        if self.closing:
+            raise self._refused("closed", EngineClosed(CLOSED))
+        if self.dead is not None:
+            raise self._refused("failed", EngineFailed(self.dead))
+        if self.watch.hung is not None:
+            raise self._refused("hung", EngineFailed(self.watch.hung))
+
+    def errand(self, work: Callable[[], Any]) -> Future[Any]:
+        """Has the device thread call `work` before its next run. Raises EngineClosed or EngineFailed."""
+        with self.lock:
+            self._check_open()
+            errand = Errand(work, Future())
+            self._errands.append(errand)
+            self.lock.notify_all()
+            return errand.done
+
+    def look(self) -> None:
+        """Called again and again by the watchdog. While the device hangs, deadlines are kept from here."""
+        with self.lock:
+            now = now_ms()
+            self.counters.hangs += self.watch.look(now)
+            if self.watch.hung is not None:
+                self._drop_overdue(now)
 
     def _promise_ms(self, order: Order, now: float) -> float:
         promise = self._scheduler.offer([item.work for item in order.items], now)
@@ -152,31 +180,50 @@ class Desk:
         """Nothing can be made any more: everything accepted fails, everything new is refused."""
         with self.lock:
             self.dead = reason
+            self.watch.ends(now_ms())
             self._scheduler = Scheduler(self.profile, self._policy)  # the old one may be what failed
-            for order in list(self._orders.values()):
-                self._settle(order, EngineFailed(reason))
+            self._drop_all(lambda: EngineFailed(reason))
 
     def drop_rest(self) -> None:
         """Settles what nobody will make, since the device thread has ended or was never started."""
         with self.lock:
-            for order in list(self._orders.values()):
-                self._settle(order, EngineClosed(CLOSED))
+            self._drop_all(lambda: EngineClosed(CLOSED))
+
+    def _drop_all(self, error: Callable[[], Exception]) -> None:
+        for order in list(self._orders.values()):
+            self._settle(order, error())
+        while self._errands:
+            self._errands.popleft().done.set_exception(error())
 
     # ---- from the device thread
 
-    def take(self) -> tuple[Run, list[Item]] | None:
-        """Waits for the next run. None: closing, and everything is finished."""
+    def take(self) -> tuple[Run, list[Item]] | Errand | None:
+        """Waits for what is next. None: closing, and everything is finished."""
         with self.lock:
             while True:
+                if self._errands:
+                    return self._errands.popleft()
                 now = now_ms()
                 self._drop_overdue(now)
                 decision = self._scheduler.next(now)
                 if isinstance(decision, Run):
-                    self._open = decision
-                    return decision, [self._items[number] for number in decision.ids]
+                    items = [self._items[number] for number in decision.ids]
+                    self._begin(decision, items, now)
+                    return decision, items
                 if self.closing and not self._items:
                     return None
                 self._wait(decision, now)
+
+    def _begin(self, run: Run, items: Sequence[Item], now: float) -> None:
+        self._open = run
+        shape, pictures, models = items[0].work.shape, len(items), len({item.work.model for item in items})
+        if run.stage is Stage.START:
+            expected_ms = self.profile.start_ms(shape, pictures, 0)
+        elif run.stage is Stage.STEP:
+            expected_ms = self.profile.step_ms(shape, pictures, models)
+        else:
+            expected_ms = self.profile.finish_ms(shape, pictures)
+        self.watch.begins(Doing(run.stage, shape, pictures, models), expected_ms, now)
 
     def _wait(self, idle: Idle, now: float) -> None:
         self.lock.wait(None if idle.until_ms is None else max(idle.until_ms - now, 0.0) / 1000)
@@ -189,9 +236,10 @@ class Desk:
     def done(self, run: Run, items: Sequence[Item], done: Done) -> None:
         """Takes in what came of a run and tells those who wait for it."""
         with self.lock:
+            hung = self.watch.ends(now_ms())
             if done.fits is not None:
                 self.profile.limit_batch(items[0].work.shape, done.fits)
-            elif not done.failed:
+            elif not done.failed and not hung:
                 self._observe(run.stage, items, done)
             self._open = None
             self._scheduler.done(run, now_ms(), [item.work.id for item, _ in done.failed])
@@ -253,6 +301,7 @@ class Desk:
         with self.lock:
             self.degraded = degraded
             self.counters.restarts += 1
+            self.watch.ends(now_ms())
             begun = set(self._open.ids) if self._open else set[int]()
             self._open = None
             self._scheduler = Scheduler(self.profile, self._policy)  # the old one may be what failed

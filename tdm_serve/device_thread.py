@@ -19,7 +19,7 @@ from tdm_serve.desk import Desk
 from tdm_serve.device import Device, Underway
 from tdm_serve.errors import EngineFailed, OutOfDeviceMemory
 from tdm_serve.isolate import Parted, described, forget_frames, isolated
-from tdm_serve.orders import Done, Item
+from tdm_serve.orders import Done, Errand, Item
 from tdm_serve.scheduler import Run, Stage
 
 logger = logging.getLogger(__name__)
@@ -111,10 +111,13 @@ class DeviceThread:
             pass
 
     def _turn(self) -> bool:
-        """One run. A function of its own, so that no sample outlives it in a variable."""
+        """One run, or one errand. A function of its own, so that no sample outlives it in a variable."""
         task = self._desk.take()
         if task is None:
             return False
+        if isinstance(task, Errand):
+            task.run()
+            return True
         run, items = task
         started = time.perf_counter()
         done = self._do(run, items)

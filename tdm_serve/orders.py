@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any
 
 from tdm_serve.core import GeneratedImage, Progress, Request, Shape
 from tdm_serve.device import Underway
@@ -58,3 +61,22 @@ class Asked:
     model: str
     steps: int
     cached: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Errand:
+    """Something that only the device thread may do, such as loading a version. It is done between two runs."""
+
+    work: Callable[[], Any]
+    done: Future[Any]
+
+    def run(self) -> None:
+        """Its failure is its owner's; what is no Exception ends the thread as well."""
+        if not self.done.set_running_or_notify_cancel():
+            return
+        try:
+            self.done.set_result(self.work())
+        except BaseException as error:
+            self.done.set_exception(error)
+            if not isinstance(error, Exception):
+                raise

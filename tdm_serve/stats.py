@@ -50,7 +50,7 @@ class EngineStats:
     finished: int  # tickets that got their pictures
     cancelled: int  # tickets called off by their owner
     failed: Mapping[str, int]  # tickets by reason: an error's class in snake case, such as out_of_device_memory
-    refused: Mapping[str, int]  # tickets by reason: queue_full, deadline, too_slow, invalid, closed
+    refused: Mapping[str, int]  # tickets by reason: queue_full, deadline, too_slow, invalid, closed, failed, hung
     images: Mapping[str, int]  # pictures by model
     evaluations: Mapping[str, int]  # of one picture by the network, by model
     steps: int  # batched evaluations
@@ -58,6 +58,7 @@ class EngineStats:
     stage_seconds: Mapping[str, Histogram]  # of one batch: text, denoise, decode
     eta_error: Histogram  # relative to the actual time, of finished tickets
     restarts: int  # of the device thread
+    hangs: int  # runs that took far longer than predicted
     cache_hits: int = 0  # of the prompt cache
     cache_misses: int = 0
     cache_bytes: int = 0

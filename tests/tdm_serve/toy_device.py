@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from tdm_serve.core import GeneratedImage, ModelInfo, Request, Shape
-from tdm_serve.errors import InvalidRequest, PictureFailed, PromptTooLong, UnknownModel
+from tdm_serve.errors import CheckpointError, InvalidRequest, PictureFailed, PromptTooLong, UnknownModel
 
 BAD = {stage: f"bad {stage}" for stage in ("start", "step", "finish")}  # prompts that raise in a stage
 NAN = "nan"  # a prompt whose latents become no numbers
@@ -67,6 +67,19 @@ class ToyDevice:
         self.live: weakref.WeakSet[ToySample] = weakref.WeakSet()
         self.emptied = 0
         self._busy = threading.Lock()
+
+    def examine(self, reference: str) -> ModelInfo:
+        """A toy version's reference is its name and its steps: "toy-new:3"."""
+        name, _, steps = reference.partition(":")
+        if not steps.isdecimal():
+            raise CheckpointError(f"{reference!r} is no toy")
+        return info(name, int(steps))
+
+    def add(self, served: ModelInfo) -> ModelInfo:
+        self.threads.add(threading.current_thread().name)
+        self.trip("add", 1)
+        self.infos = {**self.infos, served.id: served}
+        return served
 
     def check(self, request: Request) -> Shape:
         if request.model and request.model not in self.infos:
