@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from weakref import WeakSet
 
@@ -26,7 +27,7 @@ from torch import Tensor
 from tdm_serve import preview
 from tdm_serve.backends import create
 from tdm_serve.core import GeneratedImage, ModelInfo, Request, Shape, StepCallback, StepEvent
-from tdm_serve.errors import ConfigError, PictureFailed, UnknownModel
+from tdm_serve.errors import ConfigError, PictureFailed, PromptTooLong, UnknownModel
 from tdm_serve.models.catalog import Reference, evaluations, resolve
 from tdm_serve.models.families.table import FAMILIES
 from tdm_serve.models.load import Loaded, Served, join, load
@@ -122,9 +123,10 @@ class Engine:
         info = self._info_of(request)
         check_request(request, info)
         guided = guidance_of(request, info) != 1.0
-        length = self.model.check_prompt(request.prompt)
+        cut = request.truncate_prompt
+        length = self.model.check_prompt(request.prompt, truncate=cut)
         if guided:  # both predictions run in one forward, so their texts have one length
-            length = max(length, self.model.check_prompt(request.negative_prompt, "negative_prompt"))
+            length = max(length, self.model.check_prompt(request.negative_prompt, "negative_prompt", cut))
         return Shape(request.width, request.height, length, guided)
 
     def look(self, request: Request) -> tuple[Shape, bool]:
@@ -145,7 +147,18 @@ class Engine:
         """The texts of a request: its prompt and, with guidance, what to keep away from."""
         prompts = [request.prompt, request.negative_prompt] if shape.guided else [request.prompt]
         variant = self._variant(request)
-        return [Text(tuple(self.model.tokens(prompt)), shape.text, variant) for prompt in prompts]
+        ids = [tuple(self.model.tokens(prompt, request.truncate_prompt)) for prompt in prompts]
+        return [Text(tokens, shape.text, variant) for tokens in ids]
+
+    def _truncated(self, request: Request) -> bool:
+        """Whether anything of a valid request's prompts is cut off."""
+        if not request.truncate_prompt:
+            return False
+        try:
+            self.check(replace(request, truncate_prompt=False))
+        except PromptTooLong:
+            return True
+        return False
 
     @torch.inference_mode()
     def start(self, requests: Sequence[Request]) -> list[Sample]:
@@ -186,6 +199,7 @@ class Engine:
             latents=noise,
             clean=torch.zeros_like(noise),
             tokens=tokens,
+            truncated=self._truncated(request),
         )
 
     @torch.inference_mode()

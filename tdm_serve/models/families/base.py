@@ -15,7 +15,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from tdm_serve.errors import PictureFailed
+from tdm_serve.errors import PictureFailed, PromptTooLong
 from tdm_serve.models.adapters import fuse_adapters, read_adapters
 from tdm_serve.models.autoencoder import decode, laid_out, posterior
 from tdm_serve.models.lora import base_of
@@ -71,16 +71,19 @@ class Family(ABC):
         return to_fp8(denoiser.to(self.dtype), self.spec.family, self.device)
 
     @abstractmethod
-    def tokens(self, prompt: str) -> list[int]:
-        """A prompt as `encode` takes it; equal lists give equal text. Safe from any thread."""
+    def tokens(self, prompt: str, truncate: bool = False) -> list[int]:
+        """A prompt as `encode` takes it; equal lists give equal text. Safe from any thread.
+
+        With `truncate` one that is too long is cut as the stock pipeline cuts it.
+        """
 
     @abstractmethod
     def count(self, prompt: str) -> int:
         """How many tokens a prompt has, special ones included. Safe from any thread."""
 
     @abstractmethod
-    def check_prompt(self, prompt: str, param: str = "prompt") -> int:
-        """The padded length of a prompt that can be read. Raises PromptTooLong instead of cutting."""
+    def check_prompt(self, prompt: str, param: str = "prompt", truncate: bool = False) -> int:
+        """The padded length of a prompt that can be read. Raises PromptTooLong, unless the prompt may be cut."""
 
     @abstractmethod
     def encode(self, prompts: Sequence[Sequence[int]], *, together: bool = False) -> list[Tensor]:
@@ -118,6 +121,15 @@ class Family(ABC):
         sent = (pictures / 127.5 - 1.0).to(self.device, self.dtype)
         latents = torch.cat([posterior(self.vae, picture).mean for picture in sent.split(1)])
         return fit((latents.float() - self.shift) * self.scale, pictures.to(self.device))
+
+
+def too_long(param: str, count: int, limit: int, beside: str = "") -> PromptTooLong:
+    """The refusal of a prompt of `count` tokens where `limit` are read."""
+    return PromptTooLong(
+        f"the {param.replace('_', ' ')} has {count} tokens{beside}; this checkpoint reads at most {limit}: shorten it, "
+        "or set truncate_prompt (--truncate-prompt) to have its end cut off",
+        param=param,
+    )
 
 
 class Shareable(Protocol):

@@ -29,9 +29,9 @@ class Reader:
     def _read(self, prompt: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(prompt, verbose=False)["input_ids"])
 
-    def fitted(self, prompt: str) -> tuple[int, ...]:
-        """Exactly `length` ids: padded, or cut with the last special token kept."""
-        ids = self.ids(prompt)
-        if len(ids) > self.length:
-            return (*ids[: self.length - 1], ids[-1])
+    def fitted(self, prompt: str, limit: int | None = None) -> tuple[int, ...]:
+        """Exactly `length` ids: padded, and cut to `limit`, which is `length` by default, with the last one kept."""
+        ids, most = self.ids(prompt), self.length if limit is None else min(limit, self.length)
+        if len(ids) > most:
+            ids = (*ids[: most - 1], ids[-1])
         return (*ids, *[self.tokenizer.pad_token_id] * (self.length - len(ids)))

@@ -54,8 +54,8 @@ class PixArt(PlainFamily):
             raise CheckpointError(f"{base} takes the picture's size as a condition; of PixArt only 512 pixels are read")
         return transformer, PixArtDenoiser(transformer), int(transformer.config["in_channels"])
 
-    def tokens(self, prompt: str) -> list[int]:
-        return super().tokens(prompt.lower().strip())
+    def tokens(self, prompt: str, truncate: bool = False) -> list[int]:
+        return super().tokens(prompt.lower().strip(), truncate)
 
     def count(self, prompt: str) -> int:
         return super().count(prompt.lower().strip())

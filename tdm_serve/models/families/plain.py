@@ -13,8 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tdm_serve.errors import PromptTooLong
-from tdm_serve.models.families.base import Family, fused_version
+from tdm_serve.models.families.base import Family, fused_version, too_long
 from tdm_serve.models.families.clip import Reader
 from tdm_serve.models.routed import BASE, Variant
 from tdm_serve.models.spec import ModelSpec
@@ -39,18 +38,15 @@ class PlainFamily(Family):
         self.versions = fused_version(network, self.spec, adapters)
         self.denoiser = self.ready(denoiser).eval()
 
-    def tokens(self, prompt: str) -> list[int]:
-        return list(self.reader.fitted(prompt))
+    def tokens(self, prompt: str, truncate: bool = False) -> list[int]:  # noqa: ARG002 - the reader has one length
+        return list(self.reader.fitted(prompt, self.limit))
 
     def count(self, prompt: str) -> int:
         return len(self.reader.ids(prompt))
 
-    def check_prompt(self, prompt: str, param: str = "prompt") -> int:
-        if (count := self.count(prompt)) > self.limit:
-            raise PromptTooLong(
-                f"the {param.replace('_', ' ')} has {count} tokens; this checkpoint reads at most {self.limit}",
-                param=param,
-            )
+    def check_prompt(self, prompt: str, param: str = "prompt", truncate: bool = False) -> int:
+        if (count := self.count(prompt)) > self.limit and not truncate:
+            raise too_long(param, count, self.limit)
         return self.reader.length
 
     def encode(self, prompts: Sequence[Sequence[int]], *, together: bool = False) -> list[Tensor]:

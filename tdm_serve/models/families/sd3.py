@@ -16,8 +16,7 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
-from tdm_serve.errors import PromptTooLong
-from tdm_serve.models.families.base import Family, with_versions
+from tdm_serve.models.families.base import Family, too_long, with_versions
 from tdm_serve.models.families.clip import Reader
 from tdm_serve.models.families.sd3_denoiser import SD3Denoiser
 from tdm_serve.models.families.table import FAMILIES
@@ -59,18 +58,16 @@ class SD3(Family):
         denoiser = SD3Denoiser(transformer)
         return transformer, denoiser, denoiser.channels
 
-    def tokens(self, prompt: str) -> list[int]:
+    def tokens(self, prompt: str, truncate: bool = False) -> list[int]:  # noqa: ARG002 - every reader has one length
         return list(chain.from_iterable(reader.fitted(prompt) for reader in self.readers))
 
     def count(self, prompt: str) -> int:
         return len(self.readers[-1].ids(prompt)) if self.t5 is not None else len(self.readers[0].ids(prompt))
 
-    def check_prompt(self, prompt: str, param: str = "prompt") -> int:
+    def check_prompt(self, prompt: str, param: str = "prompt", truncate: bool = False) -> int:
         count, limit = self.count(prompt), self.readers[-1 if self.t5 is not None else 0].length
-        if count > limit:
-            raise PromptTooLong(
-                f"the {param.replace('_', ' ')} has {count} tokens; this checkpoint reads at most {limit}", param=param
-            )
+        if count > limit and not truncate:
+            raise too_long(param, count, limit)
         return self.length
 
     def encode(self, prompts: Sequence[Sequence[int]], *, together: bool = False) -> list[Tensor]:

@@ -17,9 +17,8 @@ from diffusers import ZImageTransformer2DModel
 from torch import Tensor, nn
 from transformers import AutoTokenizer, Qwen3Model
 
-from tdm_serve.errors import PromptTooLong
 from tdm_serve.models.adapters import fuse_adapters
-from tdm_serve.models.families.base import Family, with_versions
+from tdm_serve.models.families.base import Family, too_long, with_versions
 from tdm_serve.models.families.zimage_denoiser import ZImageDenoiser, padded_length
 from tdm_serve.models.routed import BASE, Variant
 from tdm_serve.models.spec import ModelSpec
@@ -50,9 +49,10 @@ class ZImage(Family):
         self.channels = self.denoiser.channels
         self._modulation: dict[tuple[float, Variant], Tensor] = {}
 
-    def tokens(self, prompt: str) -> list[int]:
-        """Token ids of a prompt in its chat template. Safe from any thread."""
-        return list(self._tokens(prompt) if len(prompt) <= LONG_PROMPT else self._tokenised(prompt))
+    def tokens(self, prompt: str, truncate: bool = False) -> list[int]:
+        """Token ids of a prompt in its chat template, of which stock cuts the end. Safe from any thread."""
+        ids = self._tokens(prompt) if len(prompt) <= LONG_PROMPT else self._tokenised(prompt)
+        return list(ids[: self.spec.max_prompt_tokens] if truncate else ids)
 
     def _tokenised(self, prompt: str) -> tuple[int, ...]:
         """Never padded by the tokenizer, which would remember it: a check in one thread would change another's text."""
@@ -61,16 +61,11 @@ class ZImage(Family):
     def count(self, prompt: str) -> int:
         return len(self.tokens(prompt))
 
-    def check_prompt(self, prompt: str, param: str = "prompt") -> int:
-        """The padded length of a prompt that can be read. Raises PromptTooLong instead of cutting."""
-        tokens, limit = len(self.tokens(prompt)), self.spec.max_prompt_tokens
-        if tokens > limit:
-            raise PromptTooLong(
-                f"the {param.replace('_', ' ')} has {tokens} tokens, template included; this checkpoint reads at most "
-                f"{limit}",
-                param=param,
-            )
-        return padded_length(tokens)
+    def check_prompt(self, prompt: str, param: str = "prompt", truncate: bool = False) -> int:
+        count, limit = len(self.tokens(prompt, truncate)), self.spec.max_prompt_tokens
+        if count > limit:
+            raise too_long(param, count, limit, ", template included")
+        return padded_length(count)
 
     def _templated(self, prompt: str) -> str:
         messages = [{"role": "user", "content": prompt}]
