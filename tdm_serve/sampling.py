@@ -62,13 +62,18 @@ def _log_snr(clean: float, noise: float) -> float:
     return math.inf if noise <= 0.0 else math.log(clean / noise)
 
 
-def _second_order(rows: Sequence[Row], levels: Sequence[float]) -> list[Row]:
-    """DPM-Solver++(2M) of first-order rows, first and last step as they are (arXiv 2211.01095, algorithm 2).
+FEW_STEPS = 15  # below it diffusers' `lower_order_final` counts
 
-    `levels` are the log signal-to-noise ratios at every boundary, one more than there are rows.
+
+def _second_order(rows: Sequence[Row], levels: Sequence[float]) -> list[Row]:
+    """DPM-Solver++(2M) of first-order rows, the first step as it is (arXiv 2211.01095, algorithm 2).
+
+    `levels` are the log signal-to-noise ratios at every boundary, one more than there are rows. The last step stays of
+    first order where it leaves no noise and, as in diffusers, where there are fewer than 15.
     """
     corrected = list(rows)
-    for i in range(1, len(rows) - 1):
+    steady = len(rows) >= FEW_STEPS and math.isfinite(levels[-1])
+    for i in range(1, len(rows) if steady else len(rows) - 1):
         correction = 0.5 * (levels[i + 1] - levels[i]) / (levels[i] - levels[i - 1])
         row = rows[i]  # the correction is 0 after a start from pure noise, whose step is infinite
         corrected[i] = replace(row, b=row.b * (1.0 + correction), c=-row.b * correction)
@@ -102,7 +107,8 @@ def ddim(times: Sequence[float], alphas: Sequence[float]) -> tuple[Row, ...]:
     """Deterministic DDIM for a variance-preserving process (Song et al. 2021, eq. 12 with eta = 0).
 
     `times` are the network's times of the steps, `alphas` the cumulative products at every boundary: one more, and the
-    last is 1. A row's sigma is the noise share sqrt(1 - alpha), so the rows run in the same update as flow matching's.
+    last is 1 where no noise is left. A row's sigma is the noise share sqrt(1 - alpha), so the rows run in the same
+    update as flow matching's.
     """
     if len(alphas) != len(times) + 1:
         raise ConfigError(f"{len(times)} times need {len(times) + 1} alphas, one per boundary; there are {len(alphas)}")

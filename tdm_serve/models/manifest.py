@@ -102,7 +102,8 @@ def _betas(found: Mapping[str, Any] | None) -> Betas | None:
     if found is None:
         return None
     start, end = float(found["start"]), float(found["end"])
-    betas = Betas(start, end, str(found.get("schedule", "linear")), int(found.get("steps", 1000)))
+    schedule, final = str(found.get("schedule", "linear")), str(found.get("final", "zero"))
+    betas = Betas(start, end, schedule, int(found.get("steps", 1000)), final)
     betas.alphas()
     return betas
 

@@ -25,18 +25,23 @@ Colours = tuple[tuple[float, float, float], ...]
 class Betas:
     """The variance-preserving process of a base: how much noise each of its `steps` adds.
 
-    `schedule` is diffusers' name: "linear" in beta, or "scaled_linear", which is linear in its square root.
+    `schedule` is diffusers' name: "linear" in beta, or "scaled_linear", which is linear in its square root. `final` is
+    what the last step leaves: "zero" noise, or "sigma_min", the noise of time 0, as schedulers leave it whose
+    configuration says `set_alpha_to_one: false` or `final_sigmas_type: sigma_min`.
     """
 
     start: float
     end: float
     schedule: str = "linear"
     steps: int = 1000
+    final: str = "zero"
 
     def alphas(self) -> tuple[float, ...]:
         """The cumulative products of 1 - beta, one per network time."""
         if self.schedule not in ("linear", "scaled_linear"):
             raise ConfigError(f"beta schedule {self.schedule!r} is unknown; choose linear or scaled_linear")
+        if self.final not in ("zero", "sigma_min"):
+            raise ConfigError(f"final is {self.final!r}; what the last step leaves is zero or sigma_min")
         power = 2 if self.schedule == "scaled_linear" else 1
         first, last = self.start ** (1 / power), self.end ** (1 / power)
         step = (last - first) / (self.steps - 1)
@@ -134,7 +139,8 @@ class ModelSpec:
         times, alphas = self.times, betas.alphas()
         if steps != len(times):  # evenly from the same start
             times = tuple(float(round(times[0] * (steps - i) / steps)) for i in range(steps))
-        return diffusion_rows(self.sampler, times, [*(alphas[int(time)] for time in times), 1.0])
+        last = alphas[0] if betas.final == "sigma_min" else 1.0
+        return diffusion_rows(self.sampler, times, [*(alphas[int(time)] for time in times), last])
 
     def clean_shares(self, sigma: float) -> tuple[float, float]:
         """(p, q) of x0 = p * x + q * output at a noise level."""

@@ -83,8 +83,16 @@ def _diffusion(config: Mapping[str, Any], name: str, folder: Path, family: str) 
             "end": config["beta_end"],
             "schedule": config.get("beta_schedule", "linear"),
             "steps": config.get("num_train_timesteps", 1000),
+            "final": "zero" if _ends_clean(config, name) else "sigma_min",
         },
     }
+
+
+def _ends_clean(config: Mapping[str, Any], name: str) -> bool:
+    """Whether the last step leaves no noise at all."""
+    if name == "DDIMScheduler":
+        return bool(config.get("set_alpha_to_one", True))
+    return name != "DPMSolverMultistepScheduler" or config.get("final_sigmas_type", "zero") == "zero"
 
 
 def _own_size(folder: Path, family: str) -> dict[str, int]:
