@@ -38,6 +38,7 @@ class ModelInfo:
     free_steps: bool = False  # a multi-step base, which any number of steps suits; others were trained for their table
     guidance_off: float = 1.0  # what the family's users call no guidance, see `validation.weight_of`
     adapter: Literal["none", "fused", "separate"] = "none"  # how the version keeps it; separate has a scale per request
+    sizes: tuple[tuple[int, int], ...] = ()  # the only ones, of an exported engine; () is any within the limits
 
 
 @dataclass(frozen=True, slots=True)

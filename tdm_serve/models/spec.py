@@ -99,6 +99,7 @@ class ModelSpec:
     max_prompt_tokens: int
     description: str
     preview: Colours | None = None  # latents to colours, the matrix of tdm_serve.preview
+    sizes: tuple[tuple[int, int], ...] = ()  # the only ones, of an exported engine; () is any within the limits
 
     prediction: str = "flow"  # what the network returns: "flow" (noise - clean), "epsilon" or "v"
     betas: Betas | None = None  # of a variance-preserving process; None is flow matching

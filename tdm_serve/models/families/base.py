@@ -36,6 +36,7 @@ class Family(ABC):
     denoiser: Any  # an nn.Module; each family says which
     versions: Versions
     channels: int  # of the latents
+    runtime = "eager"  # what runs the networks, unless a backend does
     exact_on_cpu = True  # whether a CPU computes a picture bit by bit alike in any batch; convolutions do not
 
     def __init__(self, specs: Sequence[ModelSpec], placement: Placement, adapters: Adapters = "fused") -> None:
@@ -45,7 +46,7 @@ class Family(ABC):
         self.spec, self.placement = specs[0], placement
         self.device, self.dtype, self.text_device = placement.device, placement.dtype, placement.text
         self.load_text()
-        self.vae = laid_out(placement.part(AutoencoderKL, self.spec.base / "vae", self.device))
+        self.vae = self.load_vae()
         self.scale = float(self.vae.config["scaling_factor"])
         self.shift = float(self.vae.config.get("shift_factor") or 0.0)
         self.factor = 2 ** (len(self.vae.config["block_out_channels"]) - 1)
@@ -59,6 +60,9 @@ class Family(ABC):
     @abstractmethod
     def load_denoiser(self, specs: Sequence[ModelSpec], adapters: Adapters) -> None:
         """Sets `denoiser`, `versions` and `channels`."""
+
+    def load_vae(self) -> AutoencoderKL:
+        return laid_out(self.placement.part(AutoencoderKL, self.spec.base / "vae", self.device))
 
     def encoder(self, kind: type[M], name: str) -> M:
         """A text encoder of the base, on its device."""

@@ -35,10 +35,13 @@ class ZImage(Family):
 
     denoiser: ZImageDenoiser
 
-    def load_text(self) -> None:
+    def load_tokenizer(self) -> None:
         self.tokenizer: Any = AutoTokenizer.from_pretrained(self.spec.base / "tokenizer")
         self._tokens = lru_cache(KEPT_PROMPTS)(self._tokenised)
         self.tokens("")  # clears the padding that a tokenizer's file may ask for, before threads share it
+
+    def load_text(self) -> None:
+        self.load_tokenizer()
         self.text_encoder = _shortened(self.encoder(Qwen3Model, "text_encoder"))
 
     def load_denoiser(self, specs: Sequence[ModelSpec], adapters: Adapters) -> None:
@@ -47,6 +50,10 @@ class ZImage(Family):
         self.versions = with_versions(denoiser, transformer, specs, adapters)
         self.denoiser = self.ready(denoiser.pack())
         self.channels = self.denoiser.channels
+        self.start_modulation()
+
+    def start_modulation(self) -> None:
+        """Nothing of the time's rows is kept yet."""
         self._modulation: dict[tuple[float, Variant], Tensor] = {}
 
     def tokens(self, prompt: str, truncate: bool = False) -> list[int]:
