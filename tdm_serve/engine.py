@@ -18,6 +18,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
+from pathlib import Path
 from weakref import WeakSet
 
 import torch
@@ -25,7 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from tdm_serve import preview
-from tdm_serve.backends import create
+from tdm_serve.backends import check_choice, create, load_exported
 from tdm_serve.core import GeneratedImage, ModelInfo, Request, Shape, StepCallback, StepEvent
 from tdm_serve.errors import ConfigError, PictureFailed, PromptTooLong, UnknownModel
 from tdm_serve.models.catalog import Reference, evaluations, resolve
@@ -87,12 +88,18 @@ class Engine:
         memory_mb: float | None = None,
         cache_mb: float = DEFAULT_MB,
         growing: bool = False,
+        engine: Path | None = None,
     ) -> Engine:
         """Serves one model, or several versions of one base, such as `["default", "default-teacher"]`; the first is
         what a request gets that names none. `adapters` is "fused" (fast) or "separate" (small, and a request may have
-        its adapter weaker or stronger); to a `growing` engine others can be added.
+        its adapter weaker or stronger); to a `growing` engine others can be added. `engine` is the folder of an
+        exported one, made from the model that is named.
         """
-        loaded = load(models, device, dtype, adapters, growing=growing)
+        check_choice(backend, engine)
+        if engine is not None:
+            loaded, backend = load_exported(models, engine, backend, device, dtype)
+        else:
+            loaded = load(models, device, dtype, adapters, growing=growing)
         return cls(loaded, backend, strict=strict, memory_mb=memory_mb, cache_mb=cache_mb)
 
     def examine(self, reference: Reference) -> Served:
@@ -352,6 +359,7 @@ def _info(served: Served, versions: Versions) -> ModelInfo:
         min_side=spec.min_side,
         max_side=spec.max_side,
         max_prompt_tokens=spec.max_prompt_tokens,
+        sizes=spec.sizes,
         description=spec.description,
         free_steps=spec.free_steps,
         guidance_off=FAMILIES[spec.family].guidance_off,

@@ -18,7 +18,7 @@ def identity_of(device: Device) -> Identity:
         return Identity(type(device).__name__, 1, "", "", checkpoints)
     place = device.model.device
     name = torch.cuda.get_device_name(place) if place.type == "cuda" else cpu_name()
-    kind = "compiled" if compiles(device) else "eager"
+    kind = "compiled" if compiles(device) else device.model.runtime
     backend = f"{kind}, torch {torch.__version__}, strict {device.strict}"
     return Identity(name, torch.get_num_threads(), str(device.model.dtype), backend, checkpoints)
 

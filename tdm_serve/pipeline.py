@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tdm_serve.core import GeneratedImage, ModelInfo, Request, Shape, StepCallback
 from tdm_serve.engine import Engine
-from tdm_serve.errors import InvalidRequest, NotBuiltYet
+from tdm_serve.errors import InvalidRequest
 from tdm_serve.validation import check_count, parse_size, seeds_for
 
 
@@ -34,13 +34,13 @@ class Pipeline:
 
         Several versions of one base share its weights; the first is the default of a call. `Engine.load` has more
         settings. device is auto, cpu, cuda or cuda:N; dtype is auto, float32, bfloat16 or float16; backend is auto,
-        eager or compiled; adapters is fused (fast) or separate, which lets a call have its adapter weaker or stronger;
-        `engine` will name a folder that `tdm-serve export` has written. Raises UnknownModel, CheckpointError,
+        eager or compiled, or that of an exported engine; adapters is fused (fast) or separate, which lets a call have its adapter weaker or stronger;
+        `engine` is a folder that `tdm-serve export` has written from the model. Raises UnknownModel, CheckpointError,
         ConfigError or BackendUnavailable.
         """
-        if engine is not None:
-            raise NotBuiltYet(f"engine {engine} cannot be used: exported engines arrive with `tdm-serve export`")
-        return cls(Engine.load(model, device=device, dtype=dtype, backend=backend, adapters=adapters))
+        return cls(
+            Engine.load(model, device=device, dtype=dtype, backend=backend, adapters=adapters, engine=engine)
+        )
 
     def __call__(
         self,

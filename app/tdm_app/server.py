@@ -72,6 +72,7 @@ def engine_of(settings: Settings) -> AsyncEngine:
         device=settings.device,
         dtype=settings.dtype,
         backend=settings.backend,
+        engine=settings.engine,
         adapters=settings.adapters,
         strict=settings.strict,
         memory_mb=settings.memory_mb,

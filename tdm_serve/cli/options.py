@@ -9,7 +9,7 @@ from pathlib import Path
 
 DEVICE_HELP = "auto, cpu, cuda or cuda:N (default: auto)"
 DTYPE_HELP = "auto, float32, bfloat16 or float16 (default: auto)"
-BACKEND_HELP = "auto, eager or compiled (default: auto)"
+BACKEND_HELP = "auto, eager, compiled, or onnx with an exported engine (default: auto)"
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
