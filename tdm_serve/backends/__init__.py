@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import importlib
 import logging
+from collections.abc import Sequence
+from pathlib import Path
 
 from torch import nn
 
-from tdm_serve.backends.base import Denoise
+from tdm_serve.backends.base import Denoise, needs_engine
 from tdm_serve.errors import ConfigError
+from tdm_serve.models.catalog import Reference
+from tdm_serve.models.load import Loaded
 
 logger = logging.getLogger(__name__)
 
-CREATORS = {"compiled": "tdm_serve.backends.compiled", "eager": "tdm_serve.backends.eager"}
+EXPORTED = dict.fromkeys(("onnx", "onnx-cpu", "onnx-cuda", "onnx-tensorrt"), "tdm_serve.backends.onnx")
+CREATORS = {"compiled": "tdm_serve.backends.compiled", "eager": "tdm_serve.backends.eager", **EXPORTED}
 
 
 def create(name: str, denoiser: nn.Module) -> Denoise:
@@ -23,3 +28,20 @@ def create(name: str, denoiser: nn.Module) -> Denoise:
     if name not in CREATORS:
         raise ConfigError(f"backend {name!r} is unknown; choose auto, {', '.join(CREATORS)}")
     return importlib.import_module(CREATORS[name]).create(denoiser)
+
+
+def check_choice(name: str, engine: Path | None) -> None:
+    """Raises ConfigError unless a backend and an exported engine's folder go together."""
+    if engine is None and name in EXPORTED:
+        raise needs_engine(name)
+    if engine is not None and name != "auto" and name not in EXPORTED:
+        raise ConfigError(
+            f"backend {name!r} does not run the exported engine {engine}; choose auto or {', '.join(EXPORTED)}"
+        )
+
+
+def load_exported(
+    models: Reference | Sequence[Reference], engine: Path, backend: str, device: str, dtype: str
+) -> tuple[Loaded, str]:
+    """An engine's folder, opened, and the backend that "auto" stands for. See `backends.exported`."""
+    return importlib.import_module("tdm_serve.backends.exported").load_exported(models, engine, backend, device, dtype)
