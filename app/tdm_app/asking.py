@@ -12,9 +12,7 @@ from tdm_app.settings import Settings
 from tdm_serve import ModelInfo
 from tdm_serve.core import Request, Terms
 from tdm_serve.errors import InvalidRequest, UnknownModel
-from tdm_serve.validation import parse_size, seeds_for
-
-OFF = 1.0  # the engine's weight for "no guidance"
+from tdm_serve.validation import parse_size, seeds_for, weight_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +53,12 @@ def understand(body: PictureRequest, infos: Mapping[str, ModelInfo], settings: S
             width,
             height,
             steps=body.num_inference_steps,
-            guidance=weight(body.guidance_scale),
+            guidance=None if body.guidance_scale is None else weight_of(body.guidance_scale, model.guidance_off),
             negative_prompt=body.negative_prompt or "",
             model=model.id,
+            allow_untrained_schedule=body.allow_untrained_schedule,
+            truncate_prompt=body.truncate_prompt,
+            adapter_scale=body.adapter_scale,
         )
         for seed in seeds_for(body.seed, body.n)
     ]
@@ -71,11 +72,6 @@ def chosen(infos: Mapping[str, ModelInfo], name: str | None) -> ModelInfo:
     if name not in infos:
         raise UnknownModel(f"model {name[:100]!r} is not served; allowed: {', '.join(map(repr, infos))}")
     return infos[name]
-
-
-def weight(guidance_scale: float | None) -> float | None:
-    """The engine's weight. 0 is how few-step models' examples turn guidance off, 1 is how the formula does."""
-    return OFF if guidance_scale == 0 else guidance_scale
 
 
 def tenant_of(caller: Caller, user: str | None) -> str:

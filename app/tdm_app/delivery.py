@@ -95,7 +95,15 @@ def _answer(service: Service, body: PictureRequest, pictures: Sequence[Generated
 
 def _data(picture: GeneratedImage) -> ImageData:
     ms = {stage: round(value, 3) for stage, value in picture.timings_ms.items()}
-    return ImageData(image_id=new_id("img"), seed=picture.seed, nfe=picture.nfe, ms=ms)
+    return ImageData(
+        image_id=new_id("img"),
+        seed=picture.seed,
+        nfe=picture.nfe,
+        ms=ms,
+        untrained_schedule=picture.untrained_schedule,
+        truncated=picture.truncated,
+        adapter_scale=picture.adapter_scale,
+    )
 
 
 def _recipes(answer: ImagesResponse, pictures: Sequence[GeneratedImage]) -> dict[str, dict[str, Any]]:

@@ -57,9 +57,8 @@ def _export(args: argparse.Namespace) -> int:
         return 0
     write_atomically(Path(args.file), text.encode())
     skipped = len(ratings) - len(usable)
-    note = (
-        f"; left out {skipped} of pictures with a negative prompt, which training has no place for" if skipped else ""
-    )
+    unusable = ", ".join(feedback_table.UNUSABLE)
+    note = f"; left out {skipped} whose recipes have what training has no place for: {unusable}" if skipped else ""
     print(f"wrote {len(usable)} ratings to {args.file}{note}")
     return 0
 

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 LIKE, DISLIKE = 1.0, -1.0
+UNUSABLE = ("negative_prompt", "truncated", "adapter_scale")  # what recipes may have, and records have no place for
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +47,8 @@ class Rating:
 
     @property
     def usable(self) -> bool:
-        """Whether a record says all that makes the picture: it has no place for a negative prompt."""
-        return not self.recipe.get("negative_prompt")
+        """Whether a record says all that makes the picture."""
+        return not any(name in self.recipe for name in UNUSABLE)
 
 
 def give(

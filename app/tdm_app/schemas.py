@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from pydantic_core import PydanticCustomError
 
 from tdm_serve.core import MAX_IMAGES, MAX_PRIORITY, MAX_SEED, MIN_PRIORITY
-from tdm_serve.validation import MAX_STEPS
+from tdm_serve.validation import MAX_ADAPTER_SCALE, MAX_GUIDANCE, MAX_STEPS
 
 MAX_PROMPT_CHARACTERS = 32_000  # OpenAI's own bound; the checkpoint's bound in tokens is checked by the engine
 MAX_USER_CHARACTERS = 256
@@ -22,6 +22,9 @@ MAX_PARTIAL_IMAGES = 3
 OutputFormat = Literal["png", "jpeg", "webp"]
 Quality = Literal["low", "medium", "high"]
 IGNORED = "Accepted and ignored: "
+UNTRAINED = "Whether its number of steps is one that the model was not trained for."
+TRUNCATED = "Whether a prompt was longer than the model reads, and was cut."
+SCALED = "What the model's adapter was multiplied by."
 # OpenAI's names for a quality, as the three that its answers may hold.
 ECHOED_QUALITY: dict[str, Quality] = {"low": "low", "medium": "medium", "standard": "medium", "high": "high"}
 
@@ -61,15 +64,32 @@ class PictureRequest(BaseModel):
     )
     num_inference_steps: int | None = Field(
         None,
-        description="Steps of the sampler; default: the model's own.",
+        description="Steps of the sampler; default: the model's own. A few-step model was trained for no other number, "
+        "which is refused unless `allow_untrained_schedule` is true.",
         json_schema_extra=_bounds(1, MAX_STEPS),
+    )
+    allow_untrained_schedule: bool = Field(
+        False, description="Take a number of steps that the model was not trained for. The answer says so."
     )
     guidance_scale: float | None = Field(
         None,
         allow_inf_nan=False,
-        description="Weight of classifier-free guidance, 0 to 30. 0 and 1 turn it off: one evaluation a step; any "
-        "other weight takes two. Default: the model's own.",
-        json_schema_extra=_bounds(0, 30),
+        description=f"Classifier-free guidance, 0 to {MAX_GUIDANCE:g}, in the convention of the model's family: "
+        "`/v1/capabilities` tells the value that turns it off (0 for Z-Image, 1 for others) and the default. Off costs "
+        "one evaluation a step, on two.",
+        json_schema_extra=_bounds(0, MAX_GUIDANCE),
+    )
+    truncate_prompt: bool = Field(
+        False,
+        description="Cut a prompt that is longer than the model reads, as the stock pipeline does, instead of refusing "
+        "it. The answer says so.",
+    )
+    adapter_scale: float | None = Field(
+        None,
+        allow_inf_nan=False,
+        description=f"Multiplies what the model's adapter adds to its base, 0 to {MAX_ADAPTER_SCALE:g}: 0 is the base, "
+        "1 the default. Refused where adapters are not kept separate (`adapter` of `/v1/models`).",
+        json_schema_extra=_bounds(0, MAX_ADAPTER_SCALE),
     )
     deadline_ms: float | None = Field(
         None,
@@ -183,6 +203,9 @@ class ImageData(BaseModel):
     seed: int = Field(description="Makes this picture again, alone or in any batch.")
     nfe: int = Field(description="Network evaluations spent on it, counted.")
     ms: dict[str, float] = Field(description="Milliseconds per stage, and their total.")
+    untrained_schedule: bool = Field(default=False, description=UNTRAINED)
+    truncated: bool = Field(default=False, description=TRUNCATED)
+    adapter_scale: float = Field(default=1.0, description=SCALED)
 
 
 class ImagesResponse(BaseModel):
@@ -241,6 +264,9 @@ class CompletedEvent(_ImageEvent):
     seed: int
     nfe: int
     ms: dict[str, float]
+    untrained_schedule: bool = Field(default=False, description=UNTRAINED)
+    truncated: bool = Field(default=False, description=TRUNCATED)
+    adapter_scale: float = Field(default=1.0, description=SCALED)
     model: str
 
 

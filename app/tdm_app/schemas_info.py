@@ -19,7 +19,13 @@ class ModelCard(BaseModel):
     checkpoint_hash: str = Field(description="Of base, adapter and sigmas; equal hashes give equal pixels.")
     nfe: int = Field(description="Network evaluations per picture at the defaults.")
     sigmas: list[float] = Field(description="Noise level at each step.")
-    guidance_scale: float = Field(description="Used where the request names none; 1 is off.")
+    steps: int = Field(description="Used where the request names none.")
+    free_steps: bool = Field(description="Whether other numbers of steps suit it as well; false for few-step models.")
+    guidance_scale: float = Field(description="Used where the request names none.")
+    guidance_off: float = Field(description="A `guidance_scale` of up to this is no guidance: one evaluation a step.")
+    adapter: Literal["none", "fused", "separate"] = Field(
+        description="How the model's adapter is kept. Only a separate one takes an `adapter_scale`."
+    )
     size: str
     size_multiple: int
     min_side: int
@@ -51,11 +57,20 @@ class ShapeCard(BaseModel):
     predicted_ms: dict[str, float] = Field(description="One picture on an idle device, by model.")
 
 
+class GuidanceCard(BaseModel):
+    """The convention of a model's family, in which requests give their `guidance_scale`."""
+
+    default: float
+    off: float = Field(description="Up to this it is no guidance: one evaluation a step, and no negative prompt.")
+
+
 class Limits(BaseModel):
     """What a request may ask for. Sizes and prompt lengths differ by model; see `/v1/models`."""
 
     max_images: int
     max_steps: int
+    max_guidance_scale: float
+    max_adapter_scale: float
     max_prompt_characters: int
     max_body_bytes: int
     max_deadline_ms: int
@@ -81,6 +96,7 @@ class Capabilities(BaseModel):
     ready: bool
     degraded: str | None
     models: list[str]
+    guidance: dict[str, GuidanceCard] = Field(description="By model.")
     shapes: list[ShapeCard]
     limits: Limits
     features: Features

@@ -5,12 +5,12 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from tdm_app.schemas import MAX_DEADLINE_MS, ErrorResponse
-from tdm_app.schemas_info import Capabilities, Features, Limits, ShapeCard
+from tdm_app.schemas_info import Capabilities, Features, GuidanceCard, Limits, ShapeCard
 from tdm_app.service import Service
-from tdm_serve import __version__
+from tdm_serve import ModelInfo, __version__
 from tdm_serve.core import MAX_PRIORITY, MIN_PRIORITY
 from tdm_serve.stats import WarmShape
-from tdm_serve.validation import MAX_STEPS
+from tdm_serve.validation import MAX_ADAPTER_SCALE, MAX_GUIDANCE, MAX_STEPS, scale_of
 
 
 def capabilities_router(service: Service) -> APIRouter:
@@ -23,14 +23,19 @@ def capabilities_router(service: Service) -> APIRouter:
         return Capabilities(
             version=__version__,
             ready=service.ready,
-            degraded=service.engine.degraded,
+            degraded=service.trouble,
             models=list(service.infos),
+            guidance={model: _guidance(info) for model, info in service.infos.items()},
             shapes=[_shape(shape) for shape in service.engine.capabilities()],
             limits=_limits(service),
             features=_features(service),
         )
 
     return router
+
+
+def _guidance(info: ModelInfo) -> GuidanceCard:
+    return GuidanceCard(default=scale_of(info.guidance, info.guidance_off), off=info.guidance_off)
 
 
 def _shape(shape: WarmShape) -> ShapeCard:
@@ -48,6 +53,8 @@ def _limits(service: Service) -> Limits:
     return Limits(
         max_images=settings.max_images,
         max_steps=MAX_STEPS,
+        max_guidance_scale=MAX_GUIDANCE,
+        max_adapter_scale=MAX_ADAPTER_SCALE,
         max_prompt_characters=settings.max_prompt_chars,
         max_body_bytes=settings.max_body_bytes,
         max_deadline_ms=MAX_DEADLINE_MS,

@@ -9,6 +9,7 @@ from tdm_app.schemas import ErrorResponse
 from tdm_app.schemas_info import ModelCard, ModelList
 from tdm_app.service import Service
 from tdm_serve import ModelInfo
+from tdm_serve.validation import scale_of
 
 
 def models_router(service: Service) -> APIRouter:
@@ -37,7 +38,11 @@ def _card(service: Service, info: ModelInfo) -> ModelCard:
         checkpoint_hash=info.checkpoint_hash,
         nfe=info.nfe,
         sigmas=list(info.sigmas),
-        guidance_scale=info.guidance,
+        steps=len(info.sigmas),
+        free_steps=info.free_steps,
+        guidance_scale=scale_of(info.guidance, info.guidance_off),
+        guidance_off=info.guidance_off,
+        adapter=info.adapter,
         size=f"{info.width}x{info.height}",
         size_multiple=info.size_multiple,
         min_side=info.min_side,
