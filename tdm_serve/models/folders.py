@@ -27,7 +27,7 @@ def base_files(base: Path, family: str) -> list[Path]:
     for name in entry.present(base, entry.tokenizers):
         _check_tokenizer(base / name)
     components = entry.present(base, entry.components)
-    files = [path for name in components for path in _component_files(base / name, stem_of(name))]
+    files = [path for name in components for path in component_files(base, name)]
     for path in files:
         check_whole(path)
     return files
@@ -52,7 +52,9 @@ def stem_of(component: str) -> str:
     return "diffusion_pytorch_model" if component in NETWORKS else "model"
 
 
-def _component_files(folder: Path, stem: str) -> list[Path]:
+def component_files(base: Path, name: str) -> list[Path]:
+    """The weight files of one part; a sharded one lists all of its shards. Raises CheckpointError for a missing one."""
+    folder, stem = base / name, stem_of(name)
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder.parent} is no checkpoint: {folder.name}/config.json is missing")
     index = folder / f"{stem}.safetensors.index.json"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import torch
 
@@ -17,13 +18,31 @@ from tdm_serve.models.catalog import Reference, resolve
 from tdm_serve.models.families.base import Family
 from tdm_serve.models.families.table import FAMILIES, INDEX, detect
 from tdm_serve.models.inspect import adapter_files, checkpoint_hash, encoder_hash, weight_files
-from tdm_serve.models.placement import placement_on
+from tdm_serve.models.memory import Wish, bound, free_on, place
+from tdm_serve.models.placement import Placement, check_offload, check_quantise
+from tdm_serve.models.quantise import check_fp8
 from tdm_serve.models.quiet import quiet_bars
+from tdm_serve.models.random_weights import random_specs
+from tdm_serve.models.sizes import sizes_of
 from tdm_serve.models.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class MemoryOptions(TypedDict, total=False):
+    """How a model is made to fit, and whether its weights matter.
+
+    `offload` of "text" keeps text encoders on the host. `quantise` of "fp8" stores the network's linears in eight bits.
+    `max_memory_gb` bounds what the model may take on its device. `random_weights` builds a catalogue id at full size
+    without a download; its pictures are noise.
+    """
+
+    offload: str
+    quantise: str
+    max_memory_gb: float | None
+    random_weights: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,37 +70,81 @@ def load(
     adapters: str = "fused",
     *,
     growing: bool = False,
+    **memory: Unpack[MemoryOptions],
 ) -> Loaded:
     """Reads a checkpoint, or several versions of one base, onto a device. `device` and `dtype` may be "auto".
 
     The base is read and checked once, whatever the number of versions. `adapters` is how several versions keep what
     they do not share: "fused" as whole weights, which is faster, or "separate" as thin matrices, which is smaller.
     `growing` keeps the base apart from its versions even where there is one, so that others can join (`join`).
+    Raises ConfigError before anything is loaded where it would not fit (`tdm_serve.models.memory`).
     """
     names = [references] if isinstance(references, str | Path | ModelSpec) else [*dict.fromkeys(_named(references))]
     if not names:
         raise ConfigError("no model was named; name at least one")
     if adapters not in ("fused", "separate"):
         raise ConfigError(f"adapters is {adapters!r}; it must be fused or separate")
+    wish = _wish(pick_device(device), dtype, memory)
+    if wish.random:
+        with random_specs([str(name) for name in names]) as specs:
+            return _loaded(specs, [], wish, adapters, growing, memory.get("max_memory_gb"))
     spec, files = examine(names[0])
     specs = [spec, *(_of_same_base(resolve(name), spec) for name in names[1:])]
+    return _loaded(specs, files, wish, adapters, growing, memory.get("max_memory_gb"))
+
+
+def _wish(device: torch.device, dtype: str, memory: MemoryOptions) -> Wish:
+    """The options, checked."""
+    wish = Wish(
+        device,
+        pick_dtype(dtype, device),
+        check_offload(memory.get("offload", "none")),
+        check_quantise(memory.get("quantise", "none")),
+        memory.get("random_weights", False),
+    )
+    if wish.quantise == "fp8":
+        check_fp8(device, wish.dtype)
+    return wish
+
+
+def _loaded(
+    specs: Sequence[ModelSpec],
+    files: Sequence[Path],
+    wish: Wish,
+    adapters: str,
+    growing: bool,
+    max_memory_gb: float | None,
+) -> Loaded:
+    """Versions of one base, of which the first one's files are `files`."""
+    spec = specs[0]
     if (growing or len(specs) > 1) and not FAMILIES[spec.family].shares:
         raise ConfigError(
             f"family {spec.family!r} serves one version of a base at a time; {len(specs)} were named"
             f"{', and others were to join' if growing else ''}"
         )
+    if wish.quantise != "none" and (growing or len(specs) > 1) and adapters == "fused":
+        raise ConfigError('several versions of a quantised base need adapters="separate"; "fused" adds to its weights')
+    placement = _placement(spec, wish, any(one.adapters for one in specs), max_memory_gb)
     own_files = adapter_files(spec)
     base, digest = [path for path in files if path not in own_files], cache(sha256)
     own = [[*base, *adapter_files(one)] for one in specs]
-    target = pick_device(device)
     try:
         with quiet_bars():
             versions = [*specs, _bare(spec)] if growing else specs
-            model = FAMILIES[spec.family].create()(versions, placement_on(target, pick_dtype(dtype, target)), adapters)
+            model = FAMILIES[spec.family].create()(versions, placement, adapters)
     except (OSError, KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{spec.base} cannot be loaded: {error}") from error
     served = (Served(one, checkpoint_hash(one, paths, digest)) for one, paths in zip(specs, own, strict=True))
     return Loaded(model, tuple(served), encoder_hash(spec, digest), growing)
+
+
+def _placement(spec: ModelSpec, wish: Wish, adapted: bool, max_memory_gb: float | None) -> Placement:
+    """Where the parts go; refused where they do not fit."""
+    sizes = sizes_of(spec.base, spec.family, random=wish.random)
+    asked = replace(wish, adapters=adapted, pixels=spec.width * spec.height)
+    placement = place(spec.id, sizes, asked, free_on(wish.device), max_memory_gb)
+    bound(wish.device, max_memory_gb)
+    return placement
 
 
 def _bare(spec: ModelSpec) -> ModelSpec:

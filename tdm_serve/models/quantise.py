@@ -51,7 +51,8 @@ def check_fp8(device: torch.device, dtype: torch.dtype) -> None:
             f"{found[0]}.{found[1]}; leave quantise out"
         )
     if dtype != torch.bfloat16:
-        raise ConfigError(f"quantise fp8 on a GPU needs dtype bfloat16, and dtype is {str(dtype).removeprefix('torch.')}")
+        found_dtype = str(dtype).removeprefix("torch.")
+        raise ConfigError(f"quantise fp8 on a GPU needs dtype bfloat16; dtype is {found_dtype}")
 
 
 def linears(denoiser: nn.Module, family: str) -> Iterator[tuple[str, nn.Linear]]:
