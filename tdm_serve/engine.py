@@ -73,6 +73,9 @@ class Engine:
         self._texts = Texts(self.model, self.cache, loaded.encoder_hash, several=several, together=not self.strict)
         self._specs = {one.spec.id: one.spec for one in loaded.served}
         self._alone = self.strict and not (on_cpu and self.model.exact_on_cpu)
+        self._mixes = (
+            not on_cpu and not self.strict
+        )  # texts of several lengths; on a CPU it costs, benchmarks/mixing.py
         self._live: WeakSet[Sample] = WeakSet()
 
     @classmethod
@@ -132,9 +135,9 @@ class Engine:
         guided = guidance_of(request, info) != 1.0
         cut = request.truncate_prompt
         length = self.model.check_prompt(request.prompt, truncate=cut)
-        if guided:  # both predictions run in one forward, so their texts have one length
+        if guided:  # both predictions run in one forward
             length = max(length, self.model.check_prompt(request.negative_prompt, "negative_prompt", cut))
-        return Shape(request.width, request.height, length, guided)
+        return Shape(request.width, request.height, self.model.shared_length(length) if self._mixes else length, guided)
 
     def look(self, request: Request) -> tuple[Shape, bool]:
         """What `check` says and raises, and whether the request's text is at hand, so that its start is nearly free."""
@@ -154,8 +157,11 @@ class Engine:
         """The texts of a request: its prompt and, with guidance, what to keep away from."""
         prompts = [request.prompt, request.negative_prompt] if shape.guided else [request.prompt]
         variant = self._variant(request)
-        ids = [tuple(self.model.tokens(prompt, request.truncate_prompt)) for prompt in prompts]
-        return [Text(tokens, shape.text, variant) for tokens in ids]
+        cut = request.truncate_prompt
+        return [
+            Text(tuple(self.model.tokens(prompt, cut)), self.model.check_prompt(prompt, truncate=cut), variant)
+            for prompt in prompts
+        ]
 
     def _truncated(self, request: Request) -> bool:
         """Whether anything of a valid request's prompts is cut off."""
@@ -235,15 +241,17 @@ class Engine:
     def _output(self, batch: Sequence[Sample]) -> Tensor:
         """The network's output in float32; with guidance, away + w * (towards - away) in one doubled batch."""
         latents = torch.cat([sample.latents for sample in batch]).to(self.model.dtype)  # (B, C, h, w)
-        text = torch.cat([sample.text for sample in batch])
+        texts, shape = [sample.text for sample in batch], batch[0].shape
         modulation = torch.cat([self.model.timed(sample.row, sample.text, sample.variant) for sample in batch])
         variants = [sample.variant for sample in batch]
-        if not batch[0].shape.guided:
-            return self.denoise(latents, modulation, text, route_of(variants)).float()
-        away = torch.cat([sample.away for sample in batch if sample.away is not None])
+        if not shape.guided:
+            text, lengths = self.model.joined(texts, shape.text)
+            return self.denoise(latents, modulation, text, route_of(variants), lengths).float()
+        texts += [sample.away for sample in batch if sample.away is not None]
+        text, lengths = self.model.joined(texts, shape.text)
         times = [self.model.timed(one.row, one.away, one.variant) for one in batch if one.away is not None]
-        doubled = latents.repeat(2, 1, 1, 1), torch.cat((modulation, *times)), torch.cat((text, away))
-        towards, back = self.denoise(*doubled, route_of(variants * 2)).float().chunk(2)
+        doubled = latents.repeat(2, 1, 1, 1), torch.cat((modulation, *times)), text
+        towards, back = self.denoise(*doubled, route_of(variants * 2), lengths).float().chunk(2)
         weight = latents.new_tensor([sample.guidance for sample in batch], dtype=torch.float32)
         return back + weight.view(-1, 1, 1, 1) * (towards - back)
 

@@ -15,6 +15,8 @@ class CountedDenoiser:
         self.denoise = denoise
         self.evaluations = 0
 
-    def __call__(self, latents: Tensor, modulation: Tensor, text: Tensor, route: Route = ()) -> Tensor:
+    def __call__(
+        self, latents: Tensor, modulation: Tensor, text: Tensor, route: Route = (), lengths: Tensor | None = None
+    ) -> Tensor:
         self.evaluations += len(latents)
-        return self.denoise(latents, modulation, text, route)
+        return self.denoise(latents, modulation, text, route, lengths)

@@ -24,16 +24,12 @@ def create(denoiser: nn.Module) -> Denoise:
             "install one, or choose backend 'eager'"
         )
     compiled = cast(Denoise, torch.compile(denoiser, dynamic=False))
-    seen: set[tuple[torch.Size, torch.Size]] = set()
 
-    def denoise(latents: Tensor, modulation: Tensor, text: Tensor, route: Route = ()) -> Tensor:
+    def denoise(
+        latents: Tensor, modulation: Tensor, text: Tensor, route: Route = (), lengths: Tensor | None = None
+    ) -> Tensor:
         if len(route) > 1:
-            return by_version(denoise, latents, modulation, text, route)
-        shapes = latents.shape, text.shape
-        if shapes not in seen:
-            # Rotary tables are complex-valued to build, which the compiler cannot: one eager call stores them.
-            denoiser(latents, modulation, text, route)
-            seen.add(shapes)
-        return compiled(latents, modulation, text, route)
+            return by_version(denoise, latents, modulation, text, route, lengths)
+        return compiled(latents, modulation, text, route, lengths)
 
     return denoise

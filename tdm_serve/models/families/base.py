@@ -97,6 +97,14 @@ class Family(ABC):
     def refine(self, features: Tensor, length: int, version: Variant = BASE) -> Tensor:
         """Text (1, length, D) ready for the denoiser, of one prompt's features."""
 
+    def shared_length(self, length: int) -> int:
+        """The text length of the forwards that a prompt of a padded length shares with others, where lengths mix."""
+        return length
+
+    def joined(self, texts: Sequence[Tensor], length: int) -> tuple[Tensor, Tensor | None]:  # noqa: ARG002
+        """Refined texts as one batch (B, length, D), and their own lengths (B,) int32 where they differ from it."""
+        return torch.cat(list(texts)), None
+
     @abstractmethod
     def timed(self, row: Row, text: Tensor, version: Variant = BASE) -> Tensor:
         """What the denoiser wants beside latents and text (1, L, D) at one step: (1, M, D)."""

@@ -25,7 +25,14 @@ class PixArtDenoiser(nn.Module):
         super().__init__()
         self.transformer = transformer
 
-    def forward(self, latents: Tensor, modulation: Tensor, text: Tensor, route: Route = ()) -> Tensor:  # noqa: ARG002
+    def forward(
+        self,
+        latents: Tensor,
+        modulation: Tensor,
+        text: Tensor,
+        route: Route = (),  # noqa: ARG002 - one version
+        lengths: Tensor | None = None,  # noqa: ARG002 - the text's last feature masks its padding
+    ) -> Tensor:
         """Output at latents (B, C, H, W), given `modulation` (B, 1, 1), the time, and `text` (B, L, D)."""
         output = self.transformer(
             latents,

@@ -18,7 +18,14 @@ class UNetDenoiser(nn.Module):
         super().__init__()
         self.unet = unet
 
-    def forward(self, latents: Tensor, modulation: Tensor, text: Tensor, route: Route = ()) -> Tensor:  # noqa: ARG002
+    def forward(
+        self,
+        latents: Tensor,
+        modulation: Tensor,
+        text: Tensor,
+        route: Route = (),  # noqa: ARG002 - one version
+        lengths: Tensor | None = None,  # noqa: ARG002 - texts of one length
+    ) -> Tensor:
         """Output (B, C, H, W) at latents (B, C, H, W), given `modulation` (B, 1, 1), the time, and text (B, L, D)."""
         return self.unet(latents, modulation.flatten(), text, return_dict=False)[0]
 

@@ -108,7 +108,8 @@ class JointBlock(nn.Module):
         first, *rest = text_rows.unbind(1)
         text_scale, text_shift = (first, rest[0]) if self.last else (rest[0], first)
         streams = self.image(normed(x, shift, scale), route), self.text(normed(text, text_shift, text_scale), route)
-        joint = gathered(*(torch.cat(pair, dim=2) for pair in zip(*streams, strict=True)), kv_len)  # (B, S + L, D)
+        q, k, v = (torch.cat(pair, dim=2) for pair in zip(*streams, strict=True))
+        joint = gathered(q, k, v, kv_len)  # (B, S + L, D)
         following = x + gate * project(self.out, joint[:, : x.shape[1]].contiguous(), route)
         if self.dual is not None:
             own = gathered(*self.dual(normed(x, dual[0], dual[1]), route))
@@ -199,7 +200,7 @@ class SD3Denoiser(nn.Module):
 
     def _positions(self, height: int, width: int) -> Tensor:
         """The middle (1, height, width, D) of the position table, as a view."""
-        side = self.embed_image.pos_embed_max_size
+        side = cast(int, self.embed_image.pos_embed_max_size)
         top, left = (side - height) // 2, (side - width) // 2
         whole = cast(Tensor, self.embed_image.pos_embed).unflatten(1, (side, side))  # (1, side, side, D)
         return whole[:, top : top + height, left : left + width]

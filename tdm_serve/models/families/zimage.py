@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, Qwen3Model
 
 from tdm_serve.models.adapters import fuse_adapters
+from tdm_serve.models.families.attention import ragged
 from tdm_serve.models.families.base import Family, too_long, with_versions
-from tdm_serve.models.families.zimage_denoiser import ZImageDenoiser, padded_length
+from tdm_serve.models.families.zimage_denoiser import TEXT_MULTIPLE, ZImageDenoiser, padded_length
 from tdm_serve.models.routed import BASE, Variant
 from tdm_serve.models.spec import ModelSpec
 from tdm_serve.models.versions import Adapters
@@ -95,10 +96,16 @@ class ZImage(Family):
     def refine(self, features: Tensor, length: int, version: Variant = BASE) -> Tensor:
         """Text tokens (1, length, D) ready for the denoiser, of features (tokens, C); length is a multiple of 32."""
         count = torch.tensor([len(features)], device=self.device)
-        padded = F.pad(features, (0, 0, 0, length - len(features))).unsqueeze(
-            0
-        )  # padding is replaced by learned tokens
+        padded = F.pad(features, (0, 0, 0, length - len(features))).unsqueeze(0)  # learned tokens replace the zeros
         return self.denoiser.refine_text(padded, count, ((version, 1),))
+
+    def shared_length(self, length: int) -> int:
+        """32, 64, 128 and so on: few lengths, so that many prompts meet, and at most twice as many text tokens."""
+        most = padded_length(self.spec.max_prompt_tokens)
+        return min(most, TEXT_MULTIPLE << (-(-length // TEXT_MULTIPLE) - 1).bit_length())
+
+    def joined(self, texts: Sequence[Tensor], length: int) -> tuple[Tensor, Tensor | None]:
+        return ragged(texts, [text.shape[1] for text in texts], length)
 
     def condition(self, prompt: str, length: int = 0, version: Variant = BASE) -> Tensor:
         """A prompt from scratch, padded to at least `length` tokens: (1, L, D)."""
