@@ -38,6 +38,8 @@ class Packed(nn.Linear):
         self.weight = nn.Parameter(weight.detach(), requires_grad=False)
         if biased:
             self.bias = nn.Parameter(torch.cat([linear.bias for linear in linears]).detach(), requires_grad=False)
+        for linear, part in zip(linears, self.weight.detach().split(self.rows), strict=True):
+            linear.weight = nn.Parameter(part, requires_grad=False)  # a view, so that nothing is in memory twice
 
 
 def pack_all(root: nn.Module) -> None:

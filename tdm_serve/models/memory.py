@@ -13,7 +13,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 
@@ -79,7 +78,7 @@ def need(sizes: Sizes, wish: Wish) -> Need:
     weights = {part.name: part.bytes(wish.dtype, fp8=fp8 and part is sizes.network) for part in held}
     work = min(wish.pixels, TILE_PX**2) * sizes.per_pixel * wish.dtype.itemsize
     after, while_loading = sum(weights.values()) + work, _while_loading(sizes, wish, sum(weights.values()))
-    parts = tuple((*weights.items(), ("work", max(after, while_loading) - sum(weights.values()))))
+    parts = (*weights.items(), ("work", max(after, while_loading) - sum(weights.values())))
     text = sum(part.bytes(wish.dtype) for part in sizes.parts if part.is_text) if on_host else 0
     return Need(max(after, while_loading), text + _passing(sizes, wish) if wish.apart else 0, parts)
 
@@ -117,7 +116,7 @@ def place(name: str, sizes: Sizes, wish: Wish, free: Free, max_memory_gb: float 
     if max_memory_gb is not None and wish.apart and _fits(need(sizes, offloaded), budget):
         logger.warning("the text encoders of %s stay on the host, so that the rest fits %.1f GB", name, max_memory_gb)
         return offloaded.placement(sizes)
-    _refuse(name, sizes, wish, budget)
+    raise ConfigError(_too_little(name, sizes, wish, budget))
 
 
 def _budget(free: Free, max_memory_gb: float | None) -> Free:
@@ -134,16 +133,21 @@ def _fits(needed: Need, free: Free) -> bool:
     return on_device and (free.host is None or needed.host <= free.host)
 
 
-def _refuse(name: str, sizes: Sizes, wish: Wish, free: Free) -> NoReturn:
+def _too_little(name: str, sizes: Sizes, wish: Wish, free: Free) -> str:
+    """The sentence with needed, free, and the settings with the fewest changes that would fit."""
     needed = need(sizes, wish)
-    parts = ", ".join(f"{part} {size / GB:.1f}" for part, size in needed.parts)
     if free.device is not None and needed.device > free.device:
-        what = f"{needed.device / GB:.1f} GB on {wish.device} ({parts}), and {free.device / GB:.1f} GB may be taken"
+        parts = ", ".join(f"{part} {_amount(size)}" for part, size in needed.parts)
+        what = f"{_amount(needed.device)} on {wish.device} ({parts}), and {_amount(free.device)} may be taken"
     else:
-        what = f"{needed.host / GB:.1f} GB of the host's memory, and {(free.host or 0) / GB:.1f} GB are free"
+        what = f"{_amount(needed.host)} of the host's memory, and {_amount(free.host or 0)} may be taken"
     helping = [text for text, other in _others(wish) if _fits(need(sizes, other), free)]
-    advice = f"what helps: {', or '.join(helping[:3])}" if helping else "no setting makes it fit; use a larger machine"
-    raise ConfigError(f"{name} needs {what}; {advice}")
+    advice = f"what helps: {', or '.join(helping[:3])}" if helping else "no setting makes it fit this machine"
+    return f"{name} needs {what}; {advice}"
+
+
+def _amount(size: int) -> str:
+    return f"{size / GB:.1f} GB" if size >= GB / 10 else f"{size / 2**20:.1f} MB"
 
 
 def _others(wish: Wish) -> Iterable[tuple[str, Wish]]:

@@ -100,7 +100,7 @@ def _held(files: Iterable[Path]) -> tuple[Shapes, torch.dtype]:
 
 
 def _built(base: Path, name: str) -> Shapes:
-    """Shapes of the parameters of the class that a pipeline's index names, built without memory."""
+    """Shapes of what a part's class holds, built without memory; the pipeline's index names the class."""
     library, kind = read_index(base)[name]
     cls = getattr(importlib.import_module(library), kind)
     with init_empty_weights():
@@ -108,7 +108,8 @@ def _built(base: Path, name: str) -> Shapes:
             module = cls.from_config(cls.load_config(base / name))
         else:
             module = cls(cls.config_class.from_pretrained(base / name))
-    return {key: tuple(parameter.shape) for key, parameter in module.named_parameters()}
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    return {key: tuple(tensor.shape) for key, tensor in tensors if tensor.is_floating_point()}
 
 
 def _per_pixel(vae: Path) -> int:

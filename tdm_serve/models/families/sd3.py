@@ -47,6 +47,7 @@ class SD3(Family):
     def load_denoiser(self, specs: Sequence[ModelSpec], adapters: Adapters) -> None:
         network, denoiser, self.channels = self.load_network()
         self.versions = with_versions(denoiser, network, specs, adapters)
+        del network  # or the weights would stay behind where they were
         self.denoiser = self.ready(denoiser.pack())
         self._tables: dict[tuple[int, float, Variant], tuple[Tensor, Tensor]] = {}
 

@@ -49,6 +49,7 @@ class ZImage(Family):
         transformer = self.placement.network(ZImageTransformer2DModel, self.spec.base / "transformer")
         denoiser = ZImageDenoiser(transformer)
         self.versions = with_versions(denoiser, transformer, specs, adapters)
+        del transformer  # or the weights would stay behind where they were
         self.denoiser = self.ready(denoiser.pack())
         self.channels = self.denoiser.channels
         self.start_modulation()
