@@ -183,6 +183,8 @@ class Jobs:
 
     def _fill(self) -> float | None:
         """Hands jobs on while the engine has room. Seconds until the next attempt, None to wait for a change."""
+        if self._service.engine.hung is not None:
+            return LONGEST_PAUSE_S
         best = max((shape.best_batch for shape in self._service.engine.capabilities()), default=1)
         while self._has_room(best) and (live := self._queue.next()) is not None:
             try:

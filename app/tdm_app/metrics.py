@@ -100,6 +100,7 @@ def _counters(stats: EngineStats) -> Iterator[Metric]:
     yield _labelled(CounterMetricFamily, "evaluations", evaluations, "model", stats.evaluations)
     yield _counter("steps", "Batched evaluations.", stats.steps)
     yield _counter("device_restarts", "Times that the device thread was started again.", stats.restarts)
+    yield _counter("device_hangs", "Runs that took far longer than predicted.", stats.hangs)
     yield _counter("prompt_cache_hits", "Prompts that needed no encoding.", stats.cache_hits)
     yield _counter("prompt_cache_misses", "Prompts that were encoded.", stats.cache_misses)
 

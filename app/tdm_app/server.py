@@ -84,6 +84,7 @@ def engine_of(settings: Settings) -> AsyncEngine:
         max_batch=settings.max_batch,
         profile=settings.state_dir,
         warm=[parse_size(size) for size in settings.warm],
+        hang_s=settings.hang_s,
     )
 
 

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import replace
 
 from starlette.requests import HTTPConnection
 
@@ -20,7 +21,7 @@ from tdm_app.state import State
 from tdm_app.store import MIB, Store
 from tdm_serve import AsyncEngine, GeneratedImage, ModelInfo
 from tdm_serve.core import Request, Terms
-from tdm_serve.errors import EngineClosed
+from tdm_serve.errors import DeadlinePassed, EngineClosed, EngineFailed
 from tdm_serve.ticket import Ticket
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,16 @@ class Service:
     def ready(self) -> bool:
         return self.engine.ready
 
+    @property
+    def warming(self) -> bool:
+        """Whether the engine is still on its way: who asks for pictures waits, and nothing can be promised."""
+        return self._start is not None and not self._start.done()
+
+    @property
+    def trouble(self) -> str | None:
+        """What an operator should know: the device hangs, or had to be started again."""
+        return self.engine.hung or self.engine.degraded
+
     def base_url(self, connection: HTTPConnection) -> str:
         """Where links begin: the address that was set, or the one at which the client reached us."""
         return (self.settings.public_url or str(connection.base_url)).rstrip("/")
@@ -80,14 +91,35 @@ class Service:
         """Raises EngineClosed unless a request would be served at once."""
         if self.failure is not None:
             raise EngineClosed(DID_NOT_START)
+        self.must_not_hang()
         if not self.engine.ready:
             raise EngineClosed("the model is warming up, or the service is stopping")
 
+    def must_not_hang(self) -> None:
+        """Raises EngineFailed while the device hangs, for what would be taken without asking it."""
+        if self.engine.hung is not None:
+            raise EngineFailed(self.engine.hung)
+
     async def submit(self, requests: Sequence[Request], terms: Terms = PLAIN, *, previews: bool = False) -> Ticket:
-        """Hands pictures to the engine, after its start. Raises what the engine raises at once: Overloaded, ..."""
-        if not self.engine.ready:
-            await self.started()
+        """Hands pictures to the engine, after its start; what that takes comes off the deadline.
+
+        Raises what the engine raises at once (Overloaded, ...), and DeadlinePassed before a start that takes too long.
+        """
+        if self.warming or not self.engine.ready:
+            terms = await self._after_start(terms)
         return self.engine.submit(requests, terms, previews=previews)
+
+    async def _after_start(self, terms: Terms) -> Terms:
+        if terms.deadline_ms is None:
+            await self.started()
+            return terms
+        began = time.monotonic()
+        try:
+            await asyncio.wait_for(self.started(), terms.deadline_ms / 1000)
+        except TimeoutError:
+            late = f"deadline_ms is {terms.deadline_ms:g}, which passed while the model warmed up"
+            raise DeadlinePassed(late) from None
+        return replace(terms, deadline_ms=max(1e-3, terms.deadline_ms - 1000 * (time.monotonic() - began)))
 
     async def generate(self, requests: Sequence[Request], terms: Terms = PLAIN) -> list[GeneratedImage]:
         """Pictures in the order of the requests, in batches shared with other callers. Raises InvalidRequest, ..."""

@@ -87,6 +87,10 @@ class Settings(BaseSettings):
     max_jobs: Count = Field(1000, description="most jobs that wait; beyond it new ones get 429")
     max_wait_s: Seconds = Field(60, description="longest predicted wait; beyond it requests get 429")
 
+    hang_s: Seconds | None = Field(
+        60, description="an evaluation that takes longer, and 20 times its prediction, is a hang; none: no watch"
+    )
+
     auth: Literal["auto", "on", "off"] = Field(
         "auto", description="ask for API keys; auto: unless the address is local"
     )

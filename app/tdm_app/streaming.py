@@ -36,12 +36,16 @@ def partial_steps(total: int, partials: int) -> tuple[int, ...]:
 
 
 async def image_events(
-    service: Service, body: ImageRequest, asked: Asked, ticket: Ticket, request: Request
+    service: Service, body: ImageRequest, asked: Asked, ticket: Ticket | None, request: Request
 ) -> AsyncGenerator[bytes]:
-    """The events of one request. An error becomes the last of them; leaving early calls the pictures off."""
+    """The events of one request. An error becomes the last of them; leaving early calls the pictures off.
+
+    Without a ticket they begin with the wait for one: until the model is warm.
+    """
     asked_ns, owner = time.time_ns(), caller_of(request).id
     sent = dict.fromkeys(range(len(asked.requests)), 0)
     try:
+        ticket = ticket or await service.submit(asked.requests, asked.terms, previews=body.partial_images > 0)
         async for progress in ticket.progress():
             if progress.preview is not None and progress.step in partial_steps(progress.total, body.partial_images):
                 yield await _partial(body, asked, progress, sent[progress.index])
@@ -56,7 +60,8 @@ async def image_events(
             log.exception("a stream failed")
         yield error_event(error)
     finally:
-        ticket.cancel()
+        if ticket is not None:
+            ticket.cancel()
 
 
 async def _partial(body: ImageRequest, asked: Asked, progress: Progress, number: int) -> bytes:

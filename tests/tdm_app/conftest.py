@@ -33,6 +33,7 @@ async def client(pipeline: Pipeline, anyio_backend: str) -> AsyncIterator[httpx.
     app = create_app(AsyncEngine(pipeline), page=False)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(app.router.lifespan_context(app))
+        await app.state.service.started()
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         yield await stack.enter_async_context(httpx.AsyncClient(transport=transport, base_url="http://test"))
 

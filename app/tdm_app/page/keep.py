@@ -14,10 +14,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from tdm_app.page.words import caption
 from tdm_serve import GeneratedImage
-from tdm_serve.ticket import Ticket
 
 MAX_HISTORY = 60  # pictures of one tab; the oldest files go first
 MAX_TABS = 256  # open at a time; a browser that never says goodbye must not fill the disk
@@ -38,6 +38,12 @@ class Kept:
         return caption(self.picture)
 
 
+class Waited(Protocol):
+    """A ticket, or the wait for one."""
+
+    def cancel(self) -> bool: ...
+
+
 @dataclass(slots=True)
 class Tab:
     """One open tab of one visitor."""
@@ -46,7 +52,7 @@ class Tab:
     history: list[Kept] = field(default_factory=list[Kept])  # the newest first
     shown: dict[str, Kept] = field(default_factory=dict[str, Kept])  # by the place on the page
     ratings: dict[str, bool] = field(default_factory=dict[str, bool])  # by picture id
-    tickets: dict[str, Ticket] = field(default_factory=dict[str, Ticket])  # by the stage that waits for it
+    tickets: dict[str, Waited] = field(default_factory=dict[str, "Waited"])  # by the stage that waits for it
     seeds: dict[str, int] = field(default_factory=dict[str, int])  # used last, by the name of the seed box
     listed: list[Kept] = field(default_factory=list[Kept])  # the history as it is on show
     picked: Kept | None = None  # of these

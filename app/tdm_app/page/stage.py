@@ -125,7 +125,7 @@ class Stage:
             asked = ask()
             yield self._opening(asked)
             tab.cancel(self.name)
-            ticket = await self.page.submit(asked, caller)
+            ticket = await self._ticket(tab, asked, caller)
             tab.tickets[self.name] = ticket
             try:
                 async with aclosing(watch(ticket, len(asked))) as views:
@@ -141,6 +141,19 @@ class Stage:
             _log(error)
             yield self._failed(error)
 
+    async def _ticket(self, tab: Tab, asked: Sequence[Request], caller: Caller) -> Ticket:
+        """Waits for it as long as the visitor does: until the model is warm, or Cancel."""
+        submitting = asyncio.ensure_future(self.page.submit(asked, caller))
+        tab.tickets[self.name] = submitting
+        try:
+            await asyncio.wait({submitting})
+        finally:
+            submitting.cancel()  # nothing happens to one that is done
+            tab.tickets.pop(self.name, None)
+        if submitting.cancelled():
+            raise Cancelled("the request was cancelled while the model warmed up")
+        return submitting.result()
+
     async def _keep(self, tab: Tab, pictures: Sequence[GeneratedImage], view: View | None, owner: str) -> list[Kept]:
         ids = await self.page.service.feedback.ids(pictures, owner)
         strips = view.strips if view is not None else ((),) * len(pictures)
@@ -154,7 +167,7 @@ class Stage:
     def _opening(self, asked: Sequence[Request]) -> Updates:
         gr = self.page.gr
         changes: Updates = {
-            self.status: figures.status("Starting", 0.0),
+            self.status: figures.status(words.opening(self.page.service.warming), 0.0),
             self.problem: "",
             self.go: gr.Button(interactive=False),
             self.stop: gr.Button(interactive=True),

@@ -57,6 +57,11 @@ def progress(done: int, total: int, ahead: int, left_ms: float) -> str:
     return f"{done} of {total} evaluations · {left}" if total else f"Starting · {left}"
 
 
+def opening(warming: bool) -> str:
+    """What the status line says before anything is known."""
+    return "The model is warming up; your pictures come as soon as it is done" if warming else "Starting"
+
+
 def made(count: int, took_ms: float) -> str:
     """What the status line says when all is done. `took_ms` is what the visitor waited."""
     return f"{count} {'picture' if count == 1 else 'pictures'} in {seconds(took_ms)}"

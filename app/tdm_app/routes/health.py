@@ -20,8 +20,8 @@ def health_router(service: Service) -> APIRouter:
 
     @router.get("/readyz", response_model_exclude_none=True, responses={503: {"model": ErrorResponse}})
     async def readyz() -> Health:  # pyright: ignore[reportUnusedFunction]
-        """Ready: the listed shapes are warm. 503 before that, and while the service is stopping."""
+        """Ready: the listed shapes are warm. 503 before that, while the device hangs, and while the service stops."""
         service.must_be_ready()
-        return Health(status="ready", degraded=service.engine.degraded)
+        return Health(status="ready", degraded=service.trouble)
 
     return router

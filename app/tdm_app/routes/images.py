@@ -18,7 +18,7 @@ from tdm_app.service import Service
 from tdm_app.sse import EventStream, kept_alive
 from tdm_app.streaming import image_events
 from tdm_app.tracing import trace_pictures
-from tdm_app.waiting import pictures_of
+from tdm_app.waiting import pictures_of, while_connected
 
 STREAM = {"description": "With `stream`: `image_generation.partial_image`, then `image_generation.completed`."}
 RESPONSES = {200: {"content": {"text/event-stream": {"schema": {"type": "string", **STREAM}}}}}
@@ -34,14 +34,23 @@ def images_router(service: Service, limiter: Limiter) -> APIRouter:
     async def generate(body: ImageRequest, request: HttpRequest) -> Response:  # pyright: ignore[reportUnusedFunction]
         """Draws `n` pictures, as one answer or as events.
 
-        The header `x-eta-ms` says in how many milliseconds they were predicted to be there when they were accepted.
+        The header `x-eta-ms` says in how many milliseconds they were predicted to be there when they were accepted. A
+        stream that begins before the model is warm has none.
         """
         began = time.perf_counter()
         caller = caller_of(request)
         asked = understand(body, service.infos, service.settings, tenant_of(caller, body.user))
         limiter.pictures(caller, body.n)
         asked_ns, submitted = time.time_ns(), time.perf_counter()
-        ticket = await service.submit(asked.requests, asked.terms, previews=body.partial_images > 0)
+        if body.stream and service.warming:
+            for one in asked.requests:
+                service.engine.check(one)  # what is wrong is a plain error even now
+            note(request, **facts_of(body, asked, service.settings))
+            return EventStream(
+                kept_alive(image_events(service, body, asked, None, request), service.settings.keepalive_s)
+            )
+        submit = service.submit(asked.requests, asked.terms, previews=body.partial_images > 0)
+        ticket = await while_connected(submit, request.receive)
         eta_ms = ticket.eta_ms + service.outside.ms
         headers = {"x-eta-ms": f"{eta_ms:.0f}"}
         note(request, **facts_of(body, asked, service.settings), eta_ms=round(eta_ms, 1))

@@ -40,6 +40,7 @@ def jobs_router(service: Service, jobs: Jobs, limiter: Limiter) -> APIRouter:
     @router.post("", status_code=202)
     async def create_job(body: JobRequest, request: HttpRequest) -> Job:  # pyright: ignore[reportUnusedFunction]
         """Accepts a job. It is on the disk when the answer comes, and will end whatever happens to the process."""
+        service.must_not_hang()
         caller = caller_of(request)
         asked = understand(body, service.infos, service.settings, tenant_of(caller, body.user))
         for one in asked.requests:
