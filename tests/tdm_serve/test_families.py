@@ -303,7 +303,7 @@ def test_without_strict_mode_company_changes_little(case: Case, folder: Path, en
 
 
 def test_a_prompt_beyond_the_limit_is_refused(engine: Engine) -> None:
-    with pytest.raises(PromptTooLong, match="this checkpoint reads at most"):
+    with pytest.raises(PromptTooLong, match="reads at most"):
         engine.check(replace(ASKED[0], prompt="9 " * 40))
 
 

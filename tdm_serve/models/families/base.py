@@ -135,11 +135,11 @@ class Family(ABC):
         return fit((latents.float() - self.shift) * self.scale, pictures.to(self.device))
 
 
-def too_long(param: str, count: int, limit: int, beside: str = "") -> PromptTooLong:
-    """The refusal of a prompt of `count` tokens where `limit` are read."""
+def too_long(param: str, why: str) -> PromptTooLong:
+    """The refusal of a prompt that would not be read to its end; `why` goes on from "it has"."""
     return PromptTooLong(
-        f"the {param.replace('_', ' ')} has {count} tokens{beside}; this checkpoint reads at most {limit}: shorten it, "
-        "or set truncate_prompt (--truncate-prompt) to have its end cut off",
+        f"the {param.replace('_', ' ')} is too long: it has {why}; shorten it, or set truncate_prompt "
+        "(--truncate-prompt) to have its end cut off",
         param=param,
     )
 

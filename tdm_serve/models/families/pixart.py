@@ -1,8 +1,9 @@
 """The PixArt-alpha family at 512 pixels: diffusers' transformer as it is, T5 with its padding masked.
 
-Prompts are lowered and stripped, as diffusers does without its optional cleaning of HTML and links. The transformer's
-second half of channels, a learned variance that deterministic samplers do not read, is dropped. Bases for 1024 pixels,
-which take the picture's size as a condition, are refused.
+Captions are cleaned as the stock pipeline does by default (`captions`). Pictures are made at the size that is asked
+for, where the stock pipeline makes the nearest of its list of sizes and scales that picture: at sizes of the list, such
+as 512x512, both are the same. The transformer's second half of channels, a learned variance that deterministic samplers
+do not read, is dropped. Bases for 1024 pixels, which take the picture's size as a condition, are refused.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from transformers import T5EncoderModel
 
 from tdm_serve.errors import CheckpointError
+from tdm_serve.models.families.base import too_long
+from tdm_serve.models.families.captions import LONGEST, cleaned
 from tdm_serve.models.families.clip import Reader
 from tdm_serve.models.families.plain import PlainFamily
 from tdm_serve.models.routed import Route
@@ -62,10 +65,15 @@ class PixArt(PlainFamily):
         return transformer, PixArtDenoiser(transformer), int(transformer.config["in_channels"])
 
     def tokens(self, prompt: str, truncate: bool = False) -> list[int]:
-        return super().tokens(prompt.lower().strip(), truncate)
+        return super().tokens(cleaned(prompt[:LONGEST]), truncate)
 
     def count(self, prompt: str) -> int:
-        return super().count(prompt.lower().strip())
+        return super().count(cleaned(prompt[:LONGEST]))
+
+    def check_prompt(self, prompt: str, param: str = "prompt", truncate: bool = False) -> int:
+        if len(prompt) > LONGEST and not truncate:
+            raise too_long(param, f"{len(prompt)} characters, and this checkpoint reads at most {LONGEST}")
+        return super().check_prompt(prompt, param, truncate)
 
     def encoded(self, ids: Tensor) -> Tensor:
         """Features (B, L, D + 1) of ids (B, L); the last one is 1 for tokens and 0 for padding."""

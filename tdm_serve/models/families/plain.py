@@ -46,7 +46,7 @@ class PlainFamily(Family):
 
     def check_prompt(self, prompt: str, param: str = "prompt", truncate: bool = False) -> int:
         if (count := self.count(prompt)) > self.limit and not truncate:
-            raise too_long(param, count, self.limit)
+            raise too_long(param, f"{count} tokens, and this checkpoint reads at most {self.limit}")
         return self.reader.length
 
     def encode(self, prompts: Sequence[Sequence[int]], *, together: bool = False) -> list[Tensor]:

@@ -1,7 +1,8 @@
 """The SD3 and SD3.5 family: two CLIP encoders and, where the folder has it, T5; 16 latent channels.
 
-T5 reads a prompt whole, up to the checkpoint's limit; the CLIP encoders read its first 77 tokens, which is how the
-models were trained. Without T5 a prompt ends at CLIP's limit. Longer ones are refused.
+T5 reads a prompt up to the checkpoint's limit, the CLIP encoders its first 77 tokens, which is how the models were
+trained. The stock pipeline warns and lets CLIP miss the rest; here a prompt that some encoder would not read to its end
+is refused, unless a request allows that it is cut. Then each encoder reads as far as it can, as in the stock pipeline.
 """
 
 from __future__ import annotations
@@ -66,9 +67,12 @@ class SD3(Family):
         return len(self.readers[-1].ids(prompt)) if self.t5 is not None else len(self.readers[0].ids(prompt))
 
     def check_prompt(self, prompt: str, param: str = "prompt", truncate: bool = False) -> int:
-        count, limit = self.count(prompt), self.readers[-1 if self.t5 is not None else 0].length
-        if count > limit and not truncate:
-            raise too_long(param, count, limit)
+        """Both CLIP tokenizers split alike, so the first one speaks for them."""
+        named = [("CLIP", self.readers[0]), *(("T5", reader) for reader in self.readers[2:])]
+        counts = [(name, len(reader.ids(prompt)), reader.length) for name, reader in named]
+        if not truncate and any(count > limit for _, count, limit in counts):
+            told = [f"{count} tokens for {name}, which reads at most {limit}" for name, count, limit in counts]
+            raise too_long(param, ", and ".join(told))
         return self.length
 
     def encode(self, prompts: Sequence[Sequence[int]], *, together: bool = False) -> list[Tensor]:

@@ -73,7 +73,7 @@ class ZImage(Family):
     def check_prompt(self, prompt: str, param: str = "prompt", truncate: bool = False) -> int:
         count, limit = len(self.tokens(prompt, truncate)), self.spec.max_prompt_tokens
         if count > limit:
-            raise too_long(param, count, limit, ", template included")
+            raise too_long(param, f"{count} tokens, template included, and this checkpoint reads at most {limit}")
         return padded_length(count)
 
     def _templated(self, prompt: str) -> str:
