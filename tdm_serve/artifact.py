@@ -1,8 +1,8 @@
 """The manifest beside an exported engine: the contract between the exporter and the runtime.
 
-`artifact.json` says what an engine was made from and for: the checkpoint's digest, sizes, batch, text length, types, the
-exact sigma table, every file with its digest, and the versions of what made it. The runtime serves nothing that does
-not match. It is the last file that an export writes, so a folder without it was never finished.
+`artifact.json` says what an engine was made from and for: the checkpoint's digest, sizes, batch, text length, types,
+the exact sigma table, every file with its digest, and the versions of what made it. The runtime serves nothing that
+does not match. A folder without it was never finished.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ def read_artifact(folder: Path) -> Artifact:
     path = folder / MANIFEST
     if not path.is_file():
         raise ArtifactError(
-            f"{folder} is no exported engine: {MANIFEST} is missing; an export that was cut off never writes it, so run "
-            "`tdm-serve export` again"
+            f"{folder} is no exported engine: {MANIFEST} is missing; an export that was cut off never writes it, so "
+            "run `tdm-serve export` again"
         )
     try:
         found: Any = json.loads(path.read_text())

@@ -1,5 +1,5 @@
-"""Exports a checkpoint, adapter fused, to ONNX, ONNX Runtime, TensorRT and compiled packages.
+"""Exports a checkpoint, its adapters fused, to graphs for other runtimes.
 
-Every export is compared with eager execution before it gets its final name, and is accompanied by the manifest that the
-runtime checks. The exporters are not written yet; `tdm-serve export` checks its options and says so.
+`export` loads, writes part by part, compares every part with eager execution and only then gives the folder its name.
+`docs/export.md` says what runs where.
 """

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
+from tdm_serve.artifact import read_artifact
 from tdm_serve.backends.base import Denoise, needs_engine
 from tdm_serve.errors import ConfigError
 from tdm_serve.models.catalog import Reference
@@ -44,4 +45,6 @@ def load_exported(
     models: Reference | Sequence[Reference], engine: Path, backend: str, device: str, dtype: str
 ) -> tuple[Loaded, str]:
     """An engine's folder, opened, and the backend that "auto" stands for. See `backends.exported`."""
+    if not read_artifact(engine).report:
+        logger.warning("%s was exported without verification: nobody compared its pictures with eager's", engine)
     return importlib.import_module("tdm_serve.backends.exported").load_exported(models, engine, backend, device, dtype)

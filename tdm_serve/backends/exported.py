@@ -6,7 +6,6 @@ Loading checks everything that could make other pictures than were verified, and
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -34,8 +33,6 @@ from tdm_serve.models.placement import placement_on
 from tdm_serve.models.routed import Route
 from tdm_serve.models.spec import ModelSpec
 from tdm_serve.models.versions import Adapters, Versions
-
-logger = logging.getLogger(__name__)
 
 RUNTIMES = {"onnx": "tdm_serve.backends.onnx"}
 DTYPE_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -161,8 +158,6 @@ def load_exported(
     whole = checkpoint_hash(spec, files, digest)
     check_checkpoint(artifact, spec.id, whole)
     _check_dtype(artifact, dtype)
-    if not artifact.report:
-        logger.warning("%s was exported without verification; its pictures were never compared with eager ones", folder)
     place = pick_device(device)
     parts: Parts = import_module(RUNTIMES[artifact.kind]).open_parts(folder, artifact, place, name)
     narrowed = narrow(spec, artifact)

@@ -15,22 +15,20 @@ from torch import Tensor, nn
 
 from tdm_serve.artifact import Artifact
 from tdm_serve.backends.base import Denoise
-from tdm_serve.errors import ArtifactError, BackendUnavailable, ConfigError, MissingExtra
+from tdm_serve.backends.exported import as_backend
+from tdm_serve.errors import ArtifactError, BackendUnavailable, MissingExtra
 
-KIND = "onnx"
 PROVIDERS = {
     "onnx-cpu": "CPUExecutionProvider",
     "onnx-cuda": "CUDAExecutionProvider",
     "onnx-tensorrt": "TensorrtExecutionProvider",
 }
-NAMES = ("onnx", *PROVIDERS)
+TYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(bfloat16)": torch.bfloat16}
 ELEMENTS = {torch.float32: 1, torch.int64: 7, torch.float16: 10, torch.bfloat16: 16}  # onnx.TensorProto's numbers
 
 
 def create(denoiser: nn.Module) -> Denoise:
     """An exported denoiser is a backend by itself."""
-    from tdm_serve.backends.exported import as_backend
-
     return as_backend(denoiser, "onnx")
 
 
@@ -58,11 +56,9 @@ class OnnxParts:
         held = [tensor.contiguous() for tensor in inputs.values()]  # alive until the graph has run
         for name, tensor in zip(inputs, held, strict=True):
             self._bind(binding.bind_input, name, tensor)
-        first = next((tensor for tensor in held if tensor.is_floating_point()), None)
-        dtype = torch.float32 if first is None else first.dtype
-        dtype = _torch_type(session.get_outputs()[0].type, dtype)
-        output = torch.empty(sizes, dtype=dtype, device=self._device)
-        self._bind(binding.bind_output, session.get_outputs()[0].name, output)
+        [result] = session.get_outputs()
+        output = torch.empty(sizes, dtype=TYPES[result.type], device=self._device)
+        self._bind(binding.bind_output, result.name, output)
         session.run_with_iobinding(binding)
         return output
 
@@ -75,12 +71,6 @@ class OnnxParts:
             tuple(tensor.shape),
             tensor.data_ptr(),
         )
-
-
-def _torch_type(name: str, otherwise: torch.dtype) -> torch.dtype:
-    """Of an ONNX Runtime type such as `tensor(float16)`."""
-    names = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16, "tensor(bfloat16)": torch.bfloat16}
-    return names.get(name, otherwise)
 
 
 def pick_provider(backend: str, device: torch.device) -> str:
@@ -135,13 +125,6 @@ def _with_settings(provider: str, device: torch.device) -> Any:
     return provider, {"device_id": str(device.index or 0), "user_compute_stream": stream}
 
 
-def check_name(backend: str) -> None:
-    """Raises ConfigError for a name that is none of ours."""
-    if backend not in NAMES:
-        raise ConfigError(f"backend {backend!r} does not run ONNX; choose {', '.join(NAMES)}")
-
-
 def open_parts(folder: Path, artifact: Artifact, device: torch.device, backend: str) -> OnnxParts:
     """All graphs of an engine."""
-    check_name(backend)
     return OnnxParts(folder, artifact, device, backend)
