@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
+from typing import Unpack
 from weakref import WeakSet
 
 import torch
@@ -31,7 +32,7 @@ from tdm_serve.core import GeneratedImage, ModelInfo, Request, Shape, StepCallba
 from tdm_serve.errors import ConfigError, PictureFailed, PromptTooLong, UnknownModel
 from tdm_serve.models.catalog import Reference, evaluations, resolve
 from tdm_serve.models.families.table import FAMILIES
-from tdm_serve.models.load import Loaded, Served, join, load
+from tdm_serve.models.load import Loaded, MemoryOptions, Served, check_unused, join, load
 from tdm_serve.models.routed import Variant, route_of
 from tdm_serve.models.versions import Versions
 from tdm_serve.nfe import CountedDenoiser
@@ -92,17 +93,19 @@ class Engine:
         cache_mb: float = DEFAULT_MB,
         growing: bool = False,
         engine: Path | None = None,
+        **memory: Unpack[MemoryOptions],
     ) -> Engine:
         """Serves one model, or several versions of one base, such as `["default", "default-teacher"]`; the first is
         what a request gets that names none. `adapters` is "fused" (fast) or "separate" (small, and a request may have
         its adapter weaker or stronger); to a `growing` engine others can be added. `engine` is the folder of an
-        exported one, made from the model that is named.
+        exported one, made from the model that is named. `memory` is `tdm_serve.models.load.MemoryOptions`.
         """
         check_choice(backend, engine)
         if engine is not None:
+            check_unused(memory, "an exported engine has its own placement and types")
             loaded, backend = load_exported(models, engine, backend, device, dtype)
         else:
-            loaded = load(models, device, dtype, adapters, growing=growing)
+            loaded = load(models, device, dtype, adapters, growing=growing, **memory)
         return cls(loaded, backend, strict=strict, memory_mb=memory_mb, cache_mb=cache_mb)
 
     def examine(self, reference: Reference) -> Served:

@@ -19,8 +19,14 @@ def identity_of(device: Device) -> Identity:
     place = device.model.device
     name = torch.cuda.get_device_name(place) if place.type == "cuda" else cpu_name()
     kind = "compiled" if compiles(device) else device.model.runtime
-    backend = f"{kind}, torch {torch.__version__}, strict {device.strict}"
+    backend = f"{kind}{_fitted(device)}, torch {torch.__version__}, strict {device.strict}"
     return Identity(name, torch.get_num_threads(), str(device.model.dtype), backend, checkpoints)
+
+
+def _fitted(device: Engine) -> str:
+    """What was done to make the model fit, where something was."""
+    place = device.model.placement
+    return "".join(f", {word}" for word in (place.quantise, place.text != place.device and "text offloaded") if word and word != "none")
 
 
 def compiles(device: Device) -> bool:

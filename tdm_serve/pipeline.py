@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Unpack
 
 from tdm_serve.core import GeneratedImage, ModelInfo, Request, Shape, StepCallback
 from tdm_serve.engine import Engine
 from tdm_serve.errors import InvalidRequest
+from tdm_serve.models.load import MemoryOptions
 from tdm_serve.validation import check_count, parse_size, seeds_for
 
 
@@ -29,17 +31,19 @@ class Pipeline:
         backend: str = "auto",
         adapters: str = "fused",
         engine: Path | None = None,
+        **memory: Unpack[MemoryOptions],
     ) -> Pipeline:
         """Loads a catalogue id, a checkpoint folder, or one version of it as FOLDER@VERSION.
 
         Several versions of one base share its weights; the first is the default of a call. `Engine.load` has more
         settings. device is auto, cpu, cuda or cuda:N; dtype is auto, float32, bfloat16 or float16; backend is auto,
         eager or compiled, or that of an exported engine; adapters is fused (fast) or separate, which lets a call have its adapter weaker or stronger;
-        `engine` is a folder that `tdm-serve export` has written from the model. Raises UnknownModel, CheckpointError,
+        `engine` is a folder that `tdm-serve export` has written from the model. `memory` are offload ("text" keeps text
+        encoders on the host), quantise ("fp8"), max_memory_gb and random_weights. Raises UnknownModel, CheckpointError,
         ConfigError or BackendUnavailable.
         """
         return cls(
-            Engine.load(model, device=device, dtype=dtype, backend=backend, adapters=adapters, engine=engine)
+            Engine.load(model, device=device, dtype=dtype, backend=backend, adapters=adapters, engine=engine, **memory)
         )
 
     def __call__(

@@ -77,6 +77,10 @@ def engine_of(settings: Settings) -> AsyncEngine:
         strict=settings.strict,
         memory_mb=settings.memory_mb,
         cache_mb=settings.cache_mb,
+        max_memory_gb=settings.max_memory,
+        offload=settings.offload,
+        quantise=settings.quantise,
+        random_weights=settings.random_weights,
     )
     return AsyncEngine(
         engine,

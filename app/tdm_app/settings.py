@@ -72,6 +72,12 @@ class Settings(BaseSettings):
         None, description="bitwise equal pixels in every batch; none: on a CPU, where it is cheap"
     )
     memory_mb: Count | None = Field(None, description="device memory for models; the least used is unloaded beyond it")
+    max_memory: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="GB that the base takes on its device at most; none: what is free"
+    )
+    offload: Literal["none", "text"] = Field("none", description="text: text encoders stay on the host")
+    quantise: Literal["none", "fp8"] = Field("none", description="fp8: the network's weights in eight bits")
+    random_weights: bool = Field(False, description="full size without a download; pictures are noise")
     cache_mb: int = Field(64, ge=0, description="memory for prompt embeddings")
     warm: Texts = Field((), description="sizes WIDTHxHEIGHT to warm up before /readyz; empty: the model's own")
 

@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a file.png, a folder, or a name with {slug}, {seed}, {index} (default: named after prompt and seed)",
     )
     options.add_model_options(parser)
+    options.add_memory_options(parser)
     parser.add_argument("--engine", type=options.existing_folder, metavar="DIR", help="an exported engine's folder")
     parser.add_argument(
         "--seed",
@@ -89,7 +90,7 @@ def _pictures(
     from tdm_serve.pipeline import Pipeline
 
     pipeline = Pipeline.from_pretrained(
-        args.model, device=args.device, dtype=args.dtype, backend=args.backend, engine=args.engine
+        args.model, device=args.device, dtype=args.dtype, backend=args.backend, engine=args.engine, **options.memory_of(args)
     )
     width, height = size or (pipeline.info.width, pipeline.info.height)
     requests = [Request(prompt, seed, width, height, args.steps, args.guidance) for prompt, seed in jobs]

@@ -6,6 +6,7 @@ import argparse
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 DEVICE_HELP = "auto, cpu, cuda or cuda:N (default: auto)"
 DTYPE_HELP = "auto, float32, bfloat16 or float16 (default: auto)"
@@ -23,6 +24,26 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help=DEVICE_HELP)
     parser.add_argument("--dtype", default="auto", help=DTYPE_HELP)
     parser.add_argument("--backend", default="auto", help=BACKEND_HELP)
+
+
+def add_memory_options(parser: argparse.ArgumentParser) -> None:
+    """--offload, --quantise, --max-memory and --random-weights; `memory_of` reads them."""
+    parser.add_argument("--offload", default="none", help="none, or text: text encoders stay on the host")
+    parser.add_argument("--quantise", default="none", help="none, or fp8: the network's weights in eight bits")
+    parser.add_argument("--max-memory", type=finite_number, metavar="GB", help="most that the model takes on its device")
+    parser.add_argument(
+        "--random-weights", action="store_true", help="build the model at full size without a download: pictures are noise"
+    )
+
+
+def memory_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What `Engine.load` and `Pipeline.from_pretrained` call memory."""
+    return {
+        "offload": args.offload,
+        "quantise": args.quantise,
+        "max_memory_gb": args.max_memory,
+        "random_weights": args.random_weights,
+    }
 
 
 def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:

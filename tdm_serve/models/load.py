@@ -63,6 +63,13 @@ class Loaded:
     growing: bool = False  # versions may join
 
 
+def check_unused(memory: MemoryOptions, why: str) -> None:
+    """Raises ConfigError where any of the options asks for something."""
+    asked = [name for name, value in memory.items() if value not in (None, False, "none")]
+    if asked:
+        raise ConfigError(f"{', '.join(asked)} cannot be chosen here: {why}")
+
+
 def load(
     references: Reference | Sequence[Reference],
     device: str = "auto",
