@@ -14,6 +14,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tdm_serve.errors import ConfigError, DownloadError
 from tdm_serve.models.families.table import FAMILIES, INDEX
@@ -63,7 +64,8 @@ def wanted(family: str, *, network: bool = True) -> tuple[str, ...]:
 def fetch(hub: Hub, patterns: Sequence[str]) -> Path:
     """The folder of a repository with all files that match, downloaded where they are not in the client's cache.
 
-    Progress goes to stderr; a download that broke off goes on where it stopped. Raises DownloadError.
+    Progress goes to stderr. A connection that breaks is resumed; of a download that was given up, whole files are kept,
+    and nothing of it is used before it is whole. Raises DownloadError.
     """
     from huggingface_hub import snapshot_download
 
@@ -108,9 +110,15 @@ def _check_room(hub: Hub, patterns: Sequence[str]) -> None:
     """Raises DownloadError where the disk has less room than the missing files need. Unknown sizes pass."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import DryRunError
+    from huggingface_hub.utils import tqdm
 
+    class Silent(tqdm):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **(options | {"disable": True}))
+
+    options: dict[str, Any] = {"revision": hub.revision, "allow_patterns": list(patterns), "tqdm_class": Silent}
     try:
-        files = snapshot_download(hub.repo, revision=hub.revision, allow_patterns=list(patterns), dry_run=True)
+        files = snapshot_download(hub.repo, dry_run=True, **options)
     except DryRunError:  # the hub is out of reach, which the download itself explains
         return
     needed = sum(file.file_size or 0 for file in files if file.will_download)
@@ -157,7 +165,7 @@ def _explained(hub: Hub) -> Generator[None]:
         if not _is_transport(error):
             raise
         raise DownloadError(
-            f"the download of {hub} broke off ({_short(error)}); run the command again, it goes on where it stopped"
+            f"the download of {hub} broke off ({_short(error)}); run the command again, what is whole is kept"
         ) from error
 
 
@@ -192,16 +200,16 @@ def _refused(hub: Hub, error: Exception) -> str:
         return (
             f"the hub refuses {hub.repo} (HTTP {status}): accept its terms on its page, or log in with `hf auth login`"
         )
-    return f"the hub could not give {hub} ({_short(error)}); run the command again, a download goes on where it stopped"
+    return f"the hub could not give {hub} ({_short(error)}); run the command again, what is whole is kept"
 
 
 def _disk(hub: Hub, error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
             f"the disk is full under the download of {hub}; make room, or set HF_HOME to a folder on another disk, and "
-            "run the command again: it goes on where it stopped"
+            "run the command again: what is whole is kept"
         )
-    return f"{hub} could not be fetched ({_short(error)}); run the command again, a download goes on where it stopped"
+    return f"{hub} could not be fetched ({_short(error)}); run the command again, what is whole is kept"
 
 
 def _is_transport(error: Exception) -> bool:
