@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tdm_serve.cli import options, output
-from tdm_serve.core import MAX_IMAGES, MAX_SEED, GeneratedImage, Request, StepCallback, StepEvent
+from tdm_serve.core import MAX_IMAGES, MAX_SEED, GeneratedImage, ModelInfo, Request, StepCallback, StepEvent
 from tdm_serve.errors import InvalidRequest
 from tdm_serve.files import write_atomically
 
@@ -47,7 +47,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--steps", type=options.whole_number(1), help="sampling steps (default: those the model was trained for)"
     )
     parser.add_argument(
-        "--guidance", type=options.finite_number, help="guidance weight, 1 is off (default: the model's own)"
+        "--allow-untrained-schedule",
+        action="store_true",
+        help="take a number of --steps that a few-step model was not trained for",
+    )
+    parser.add_argument(
+        "--guidance-scale",
+        type=options.finite_number,
+        help="as the model's family counts it: `tdm-serve models` tells what is off (default: the model's own)",
+    )
+    parser.add_argument(
+        "--truncate-prompt", action="store_true", help="cut a prompt that is too long, instead of refusing it"
+    )
+    parser.add_argument(
+        "--adapter-scale",
+        type=options.finite_number,
+        help="multiply what the model's adapter adds to its base; 0 is the base (default: 1)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of lines")
 
@@ -90,16 +105,44 @@ def _pictures(
     from tdm_serve.pipeline import Pipeline
 
     pipeline = Pipeline.from_pretrained(
-        args.model, device=args.device, dtype=args.dtype, backend=args.backend, engine=args.engine, **options.memory_of(args)
+        args.model,
+        device=args.device,
+        dtype=args.dtype,
+        backend=args.backend,
+        adapters="fused" if args.adapter_scale is None else "separate",
+        engine=args.engine, **options.memory_of(args),
     )
-    width, height = size or (pipeline.info.width, pipeline.info.height)
-    requests = [Request(prompt, seed, width, height, args.steps, args.guidance) for prompt, seed in jobs]
+    requests = _requests(args, jobs, size, pipeline.info)
     for request in requests:
         pipeline.check(request)
     batches = [requests[start : start + BATCH] for start in range(0, len(requests), BATCH)]
     with Progress(len(batches)) as progress:
         for batch in batches:
             yield from pipeline.generate(batch, callback=progress.step)
+
+
+def _requests(
+    args: argparse.Namespace, jobs: Sequence[output.Picture], size: tuple[int, int] | None, info: ModelInfo
+) -> list[Request]:
+    """What the options ask of a model."""
+    from tdm_serve.validation import weight_of
+
+    width, height = size or (info.width, info.height)
+    guidance = None if args.guidance_scale is None else weight_of(args.guidance_scale, info.guidance_off)
+    return [
+        Request(
+            prompt,
+            seed,
+            width,
+            height,
+            steps=args.steps,
+            guidance=guidance,
+            allow_untrained_schedule=args.allow_untrained_schedule,
+            truncate_prompt=args.truncate_prompt,
+            adapter_scale=args.adapter_scale,
+        )
+        for prompt, seed in jobs
+    ]
 
 
 def _report(path: Path, image: GeneratedImage) -> dict[str, Any]:

@@ -67,6 +67,19 @@ def test_several_prompts_and_the_same_pixels_in_company(
         assert alone.tobytes() == together.tobytes()
 
 
+def test_unusual_settings_are_in_the_recipe(cli: Cli, tmp_path: Path) -> None:
+    """Z-Image's guidance scale of 1 is the weight 2; nothing else of these has an entry in an ordinary recipe."""
+    options = ["--steps", "3", "--allow-untrained-schedule", "--guidance-scale", "1", "--adapter-scale", "0.5"]
+    long = "a red star left of a blue ring " * 20
+    done = cli("generate", long, *options, "--truncate-prompt", "--seed", "7", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout.splitlines()[-1])
+    with Image.open(tmp_path / answer["path"]) as picture:
+        recipe = json.loads(picture.info["tdm-serve"])
+    expected = {"nfe": 6, "guidance": 2.0, "untrained_schedule": True, "truncated": True, "adapter_scale": 0.5}
+    assert {name: recipe[name] for name in expected} == {name: answer[name] for name in expected} == expected
+
+
 def test_default_names_spare_other_files(cli: Cli, tmp_path: Path) -> None:
     taken = tmp_path / "two-red-circles-7.png"
     taken.write_bytes(b"mine")
@@ -86,6 +99,11 @@ def test_default_names_spare_other_files(cli: Cli, tmp_path: Path) -> None:
         (["--device", "abacus"], ["abacus", "cpu"]),
         (["--dtype", "int3"], ["int3", "float32"]),
         (["--backend", "steam"], ["steam", "eager"]),
+        (["--steps", "8"], ["steps is 8", "trained for 4", "--allow-untrained-schedule"]),
+        (["--guidance", "1"], ["unrecognized", "--guidance"]),
+        (["--guidance-scale", "31"], ["31", "between 0 and 30", "0 turns it off"]),
+        (["--adapter-scale", "10.5"], ["10.5", "between 0, the base, and 10"]),
+        (["--adapter-scale", "0.5", "--model", "default-teacher"], ["0.5", "default-teacher has no adapter"]),
     ],
     ids=" ".join,
 )

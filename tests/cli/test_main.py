@@ -41,7 +41,7 @@ BAD_INPUT = {
     "huge seed": (["generate", "a star", "--seed", str(2**63)], [str(2**63), str(2**63 - 1)]),
     "seed of words": (["generate", "a star", "--seed", "lucky"], ["lucky"]),
     "no steps": (["generate", "a star", "--steps", "0"], ["0", "1 or more"]),
-    "guidance not finite": (["generate", "a star", "--guidance", "nan"], ["nan", "finite"]),
+    "guidance not finite": (["generate", "a star", "--guidance-scale", "nan"], ["nan", "finite"]),
     "folder missing": (["generate", "a star", "-o", "no/such/folder/a.png"], ["no/such/folder"]),
     "not a png": (["generate", "a star", "-o", "a.jpg"], ["a.jpg", ".png"]),
     "engine missing": (["generate", "a star", "--engine", "no-engine"], ["no-engine"]),
