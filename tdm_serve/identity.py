@@ -26,7 +26,8 @@ def identity_of(device: Device) -> Identity:
 def _fitted(device: Engine) -> str:
     """What was done to make the model fit, where something was."""
     place = device.model.placement
-    return "".join(f", {word}" for word in (place.quantise, place.text != place.device and "text offloaded") if word and word != "none")
+    quantised = "" if place.quantise == "none" else f", {place.quantise}"
+    return quantised + ("" if place.text == place.device else ", text offloaded")
 
 
 def compiles(device: Device) -> bool:

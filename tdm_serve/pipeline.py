@@ -35,14 +35,16 @@ class Pipeline:
     ) -> Pipeline:
         """Loads a catalogue id, a checkpoint folder, or one version of it as FOLDER@VERSION.
 
-        Several versions of one base share its weights; the first is the default of a call. `Engine.load` has more
-        settings. device is auto, cpu, cuda or cuda:N; dtype is auto, float32, bfloat16 or float16; backend is auto,
-        eager or compiled, or that of an exported engine; adapters is fused (fast) or separate, which lets a call have
-        its adapter weaker or stronger; `engine` is a folder that `tdm-serve export` has written from the model. `memory` are offload ("text" keeps text
-        encoders on the host), quantise ("fp8"), max_memory_gb and random_weights. Raises
+        Several versions of one base share its weights; the first is the default of a call. device is auto, cpu, cuda or
+        cuda:N; dtype is auto, float32, bfloat16 or float16; backend is auto, eager or compiled, or that of an exported
+        engine; adapters is fused (fast) or separate, which lets a call have its adapter weaker or stronger; `engine` is
+        a folder that `tdm-serve export` has written from the model; `memory` are offload ("text" keeps text encoders on
+        the host), quantise ("fp8"), max_memory_gb and random_weights. `Engine.load` has more settings. Raises
         UnknownModel, CheckpointError, ConfigError or BackendUnavailable.
         """
-        return cls(Engine.load(model, device=device, dtype=dtype, backend=backend, adapters=adapters, engine=engine, **memory))
+        return cls(
+            Engine.load(model, device=device, dtype=dtype, backend=backend, adapters=adapters, engine=engine, **memory)
+        )
 
     def __call__(
         self,

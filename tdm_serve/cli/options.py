@@ -30,9 +30,13 @@ def add_memory_options(parser: argparse.ArgumentParser) -> None:
     """--offload, --quantise, --max-memory and --random-weights; `memory_of` reads them."""
     parser.add_argument("--offload", default="none", help="none, or text: text encoders stay on the host")
     parser.add_argument("--quantise", default="none", help="none, or fp8: the network's weights in eight bits")
-    parser.add_argument("--max-memory", type=finite_number, metavar="GB", help="most that the model takes on its device")
     parser.add_argument(
-        "--random-weights", action="store_true", help="build the model at full size without a download: pictures are noise"
+        "--max-memory", type=finite_number, metavar="GB", help="most that the model takes on its device"
+    )
+    parser.add_argument(
+        "--random-weights",
+        action="store_true",
+        help="build the model at full size without a download: pictures are noise",
     )
 
 
