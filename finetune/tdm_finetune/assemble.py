@@ -13,7 +13,8 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
 from transformers import AutoTokenizer, Qwen3Model
 
-from tdm_finetune.roles import ADAPTER_FILE
+from tdm_finetune.extend import extended
+from tdm_finetune.roles import ADAPTER_FILE, FULL_FOLDER
 from tdm_finetune.run import CONFIG_FILE, LOG_FILE, VERSION_FILE, finished
 from tdm_serve.config import at_least, positive
 from tdm_serve.convert import forget_paths
@@ -30,6 +31,7 @@ class AssembleConfig:
     """`tdm-serve finetune assemble`."""
 
     output: Path = Path("runs/checkpoint")
+    base: str | None = None  # id or folder of any family that the runs trained on; none: the stages below make one
     vae: Path = Path("runs/vae")
     text: Path = Path("runs/text")
     pretrain: Path = Path("runs/pretrain")
@@ -47,8 +49,8 @@ class AssembleConfig:
     @property
     def runs(self) -> dict[str, Path]:
         """Stage -> the run that it left behind."""
-        runs = {"vae": self.vae, "text": self.text, "pretrain": self.pretrain}
-        return runs | self.adapters
+        stages = {"vae": self.vae, "text": self.text, "pretrain": self.pretrain}
+        return self.adapters if self.base is not None else stages | self.adapters
 
     @property
     def adapters(self) -> dict[str, Path]:
@@ -68,17 +70,29 @@ PARTS = {
 
 
 def assemble(config: AssembleConfig) -> Path:
-    """Writes the checkpoint to the new or empty folder `output` in bfloat16, whole or not at all; returns it.
+    """Writes the checkpoint to the new or empty folder `output`, whole or not at all; returns it.
 
-    Raises CheckpointError for a run that has not finished, OutputError for an `output` that cannot be written.
+    A `base` is copied as it is; what the stages trained is written in bfloat16. Raises CheckpointError for a run that
+    has not finished, OutputError for an `output` that cannot be written, and what `resolve` does for a base.
     """
     for stage, run in config.runs.items():
-        for name in (*PARTS[stage], CONFIG_FILE, LOG_FILE):
+        for name in (*_parts(stage, run), CONFIG_FILE, LOG_FILE):
             finished(run / name, stage)
     with new_folder(config.output) as folder, quiet_bars():
-        _write(config, folder)
+        if config.base is None:
+            _write(config, folder)
+        else:
+            extended(config.base, config.adapters, folder)
+        for stage, run in config.runs.items():
+            _keep_record(run, folder / "training" / stage, list(config.runs.values()))
         forget_paths(folder)
     return config.output
+
+
+def _parts(stage: str, run: Path) -> tuple[str, ...]:
+    """What a run of a stage must have written; one that trained all weights has no adapter."""
+    full = (run / FULL_FOLDER).is_dir()
+    return tuple(FULL_FOLDER if full and part == ADAPTER_FILE else part for part in PARTS[stage])
 
 
 def _write(config: AssembleConfig, folder: Path) -> None:
@@ -97,8 +111,6 @@ def _write(config: AssembleConfig, folder: Path) -> None:
         (folder / adapter).parent.mkdir(exist_ok=True)
         shutil.copy2(run / ADAPTER_FILE, folder / adapter)
         versions[name] = json.loads((run / VERSION_FILE).read_text()) | {"adapter": str(adapter)}
-    for stage, run in config.runs.items():
-        _keep_record(run, folder / "training" / stage, list(config.runs.values()))
     manifest = {
         "format": FORMAT,
         "family": "zimage",

@@ -66,8 +66,8 @@ class Frozen:
 
     @property
     def reads_scenes(self) -> bool:
-        """Whether the text encoder was trained on the synthetic world, whose markers its tokenizer has."""
-        return set(MARKERS) <= self.tokenizer.get_vocab().keys()
+        """Whether the text encoder was trained on the synthetic world, whose markers it reads behind every prompt."""
+        return all(marker in str(self.tokenizer.chat_template) for marker in MARKERS)
 
     def check(self, prompt: str, length: int) -> None:
         """Raises ConfigError for a prompt that does not fit into `length` tokens."""

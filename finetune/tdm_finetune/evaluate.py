@@ -33,6 +33,7 @@ class Evaluation:
     seed: int
     nfe: int  # counted, per picture
     guidance: float
+    untrained_schedule: bool  # made in another number of steps than the checkpoint was trained for
     seconds: float  # of the scored pictures; those for the diversity are extra
     prompts: tuple[ScenePrompt, ...]
     quality: Scores
@@ -52,6 +53,7 @@ class Evaluation:
         return {
             **self.scores(),
             **{name: getattr(self, name) for name in facts},
+            **({"untrained_schedule": True} if self.untrained_schedule else {}),
             "seconds": round(self.seconds, 2),
             "threads": torch.get_num_threads(),
             **self.quality.row(CATEGORIES),
@@ -82,6 +84,7 @@ def evaluate(
     seed: int = 0,
     steps: int | None = None,
     guidance: float | None = None,
+    allow_untrained_schedule: bool = False,
     batch: int = 16,
     repeats: tuple[int, int] | None = (8, 8),
     second_judge: bool = True,
@@ -96,7 +99,15 @@ def evaluate(
     prompts = tuple(islice(scenes.prompts(split, seed=seed), max(n, again)))
 
     def request(prompt: ScenePrompt, index: int) -> Request:
-        return Request(prompt.text, seed + index, scenes.SIZE, scenes.SIZE, steps, guidance)
+        return Request(
+            prompt.text,
+            seed + index,
+            scenes.SIZE,
+            scenes.SIZE,
+            steps,
+            guidance,
+            allow_untrained_schedule=allow_untrained_schedule,
+        )
 
     wanted = [request(prompt, index) for index, prompt in enumerate(prompts[:n])]
     repeated = [request(prompt, index) for prompt in prompts[:again] for index in range(others)]
@@ -114,7 +125,16 @@ def evaluate(
     )
     info, first = pipeline.info, images[0]
     return Evaluation(
-        info.id, info.checkpoint_hash, split, seed, first.nfe, first.guidance, seconds, prompts[:n], quality
+        info.id,
+        info.checkpoint_hash,
+        split,
+        seed,
+        first.nfe,
+        first.guidance,
+        first.untrained_schedule,
+        seconds,
+        prompts[:n],
+        quality,
     )
 
 

@@ -30,7 +30,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--steps", type=options.whole_number(1), help="another number of steps than the checkpoint's own"
     )
     parser.add_argument(
-        "--guidance", type=options.finite_number, help="another guidance weight than the checkpoint's own; 1 is off"
+        "--allow-untrained-schedule",
+        action="store_true",
+        help="take a number of --steps that a few-step checkpoint was not trained for",
+    )
+    parser.add_argument(
+        "--guidance-scale",
+        type=options.finite_number,
+        help="another one than the checkpoint's own, as its family counts it; 0 is off for Z-Image",
     )
     parser.add_argument("--batch", type=options.whole_number(1), default=16, help="pictures at a time (default: 16)")
     parser.add_argument(
@@ -54,17 +61,20 @@ def run(args: argparse.Namespace) -> int:
     from tdm_finetune.evaluate import evaluate
     from tdm_serve import Pipeline
     from tdm_serve.machine import stamp
+    from tdm_serve.validation import weight_of
 
     if args.results is not None:
         check_appendable(args.results)
     pipeline = Pipeline.from_pretrained(args.checkpoint, device=args.device, dtype=args.dtype, backend=args.backend)
+    scale = args.guidance_scale
     evaluation = evaluate(
         pipeline,
         args.split,
         args.n,
         seed=args.seed,
         steps=args.steps,
-        guidance=args.guidance,
+        guidance=None if scale is None else weight_of(scale, pipeline.info.guidance_off),
+        allow_untrained_schedule=args.allow_untrained_schedule,
         batch=args.batch,
         repeats=REPEATS if args.diversity else None,
         second_judge=args.second_judge,

@@ -32,16 +32,17 @@ class Kind:
     version: dict[str, Any]
     process: dict[str, Any]
     trained: int  # modules that get a LoRA
+    guidance: float = 2.0  # of the teacher
 
 
 def zimage(folder: Path) -> Path:
     """Z-Image's kind, with a tokenizer that knows nothing of the synthetic world."""
     tokenizer = build_tokenizer(TextConfig(vocabulary=300, max_tokens=64))
     tokenizer.chat_template = "{% for message in messages %}<|user|>{{ message['content'] }}<|end|>{% endfor %}"
-    added = {"cap_feat_dim": 16, "axes_dims": [8, 8, 8], "axes_lens": [64, 32, 32]}
     transformer = ZImageTransformer2DModel(
-        in_channels=16, dim=48, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, **added
-    )
+        in_channels=16, dim=48, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=16,
+        axes_dims=[8, 8, 8], axes_lens=[64, 32, 32],
+    )  # fmt: skip
     encoder = Qwen3Config(
         vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2,
         num_key_value_heads=1, head_dim=8, max_position_embeddings=128,
@@ -61,7 +62,7 @@ KINDS = {
     "zimage": Kind(zimage, "zimage", FLOW, {}, 28),
     "sd35": Kind(tiny_folders.sd3, "sd3", FLOW, {}, 3 * 8 - 1),
     "sd3-without-t5": Kind(lambda at: tiny_folders.sd3(at, t5=False, dual=False), "sd3", FLOW, {}, 3 * 8 - 1),
-    "sd15": Kind(tiny_folders.sd15, "sd15", DDIM, {"prediction": "epsilon", "betas": BETAS}, 0),
+    "sd15": Kind(tiny_folders.sd15, "sd15", DDIM, {"prediction": "epsilon", "betas": BETAS}, 4 * 10, 20.0),
     "pixart": Kind(
         tiny_folders.pixart, "pixart", DDIM, {"prediction": "epsilon", "betas": {"start": 1e-4, "end": 0.02}}, 2 * 10
     ),
@@ -72,7 +73,7 @@ def checkpoint(kind: str, folder: Path) -> Path:
     """The folder of a kind as a checkpoint whose only version is a guided multi-step teacher."""
     with torch.random.fork_rng(devices=[]):
         KINDS[kind].make(folder)
-    version = KINDS[kind].version | {"description": "tiny", "adapter": None, "guidance": 2.0}
+    version = KINDS[kind].version | {"description": "tiny", "adapter": None, "guidance": KINDS[kind].guidance}
     manifest = {"format": FORMAT, "family": KINDS[kind].family, "limits": LIMITS, **KINDS[kind].process}
     described = manifest | {"versions": {"teacher": version}, "default": "teacher"}
     (folder / MANIFEST).write_text(json.dumps(described))
