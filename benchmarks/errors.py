@@ -51,14 +51,16 @@ def first_error(verdict: Verdict, spec: Spec) -> str | None:
 
 def measure(model: str, split: Split, n: int, steps: int | None) -> dict[str, Any]:
     """The shares of errors by category."""
-    found = evaluate(Pipeline.from_pretrained(model), split, n, steps=steps, repeats=None, second_judge=False)
+    pipeline = Pipeline.from_pretrained(model)
+    found = evaluate(pipeline, split, n, steps=steps, allow_untrained_schedule=True, repeats=None, second_judge=False)
     counts: dict[str, Counter[str | None]] = {name: Counter() for name in CATEGORIES}
     for verdict, prompt in zip(found.verdicts, found.prompts, strict=True):
         counts[prompt.spec.category][first_error(verdict, prompt.spec)] += 1
     shares = {
         name: {error: round(count[error] / count.total(), 4) for error in ERRORS} for name, count in counts.items()
     }
-    return {"model": model, **method_of(model), "split": split, "n": n, "nfe": found.nfe, "errors": shares}
+    said = {"untrained_schedule": True} if found.untrained_schedule else {}
+    return {"model": model, **method_of(model), "split": split, "n": n, "nfe": found.nfe, **said, "errors": shares}
 
 
 def table(row: dict[str, Any]) -> str:

@@ -175,6 +175,12 @@ def test_bad_numbers_fail_before_the_first_picture(
     assert perfect.made == []
 
 
+def test_an_untrained_schedule_is_in_the_row(pipeline: Pipeline) -> None:
+    asked = {"repeats": None, "second_judge": False, "allow_untrained_schedule": True}
+    rows = [evaluate(pipeline, "val", 1, steps=steps, **asked).summary() for steps in (2, None)]  # pyright: ignore[reportArgumentType]
+    assert [(row["nfe"], row.get("untrained_schedule")) for row in rows] == [(2, True), (4, None)]
+
+
 def test_the_command_prints_a_table_and_a_last_line_of_json(cli: Cli, tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
     results.write_text('{"kept": true}\n')
@@ -204,8 +210,9 @@ def test_the_command_prints_a_table_and_a_last_line_of_json(cli: Cli, tmp_path: 
         (["default", "--batch", "0"], ["0", "1 or more"]),
         (["default", "--steps", "0"], ["0", "1 or more"]),
         (["default", "--seed", "-1"], ["-1", "0 to"]),
-        (["default", "--guidance", "inf"], ["inf", "finite"]),
-        (["default", "--guidance", "-1"], ["-1", "between 0 and 30"]),
+        (["default", "--steps", "8"], ["8", "trained for 4", "--allow-untrained-schedule"]),
+        (["default", "--guidance-scale", "inf"], ["inf", "finite"]),
+        (["default", "--guidance-scale", "-1"], ["-1", "between 0 and 30"]),
         # before the model is even looked for
         (["no-such-model", "--results", "missing/rows.jsonl"], ["cannot write missing/rows.jsonl"]),
         (["no-such-model", "--results", "."], ["cannot write ."]),
