@@ -9,12 +9,15 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
     PixArtAlphaPipeline,
     PixArtTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     UNet2DConditionModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
@@ -23,6 +26,8 @@ from transformers import (
     CLIPTextModelWithProjection,
     CLIPTokenizer,
     PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
 )
@@ -105,6 +110,53 @@ def autoencoder(channels: int, scale: float, shift: float | None, quant: bool) -
         "use_post_quant_conv": quant,
     }
     return randomised(AutoencoderKL(**config), 3)
+
+
+def chat_tokenizer() -> PreTrainedTokenizerFast:
+    """A token a letter, and a chat template with a beginning and an end, as Qwen's."""
+    pieces = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", " ", *LETTERS]
+    inner = Tokenizer(models.WordLevel({piece: index for index, piece in enumerate(pieces)}, "<|endoftext|>"))
+    inner.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<|endoftext|>", additional_special_tokens=["<|im_start|>", "<|im_end|>"]
+    )
+    turn = "<|im_start|>{{ message['role'] }} {{ message['content'] }}<|im_end|>"
+    tokenizer.chat_template = "{% for message in messages %}" + turn + "{% endfor %}<|im_start|>me "
+    return tokenizer
+
+
+def zimage(folder: Path) -> Path:
+    """Z-Image's kind: one stream, Qwen3 for text, 16 latent channels."""
+    tokenizer = chat_tokenizer()
+    transformer = ZImageTransformer2DModel(
+        in_channels=16,
+        dim=48,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=16,
+        axes_dims=[8, 8, 8],
+        axes_lens=[128, 32, 32],
+    )
+    encoder = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=128,
+    )
+    ZImagePipeline(
+        transformer=randomised(transformer, 0, 0.1),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=autoencoder(16, 0.3611, 0.1159, quant=False),
+        text_encoder=randomised(Qwen3Model(encoder), 1),
+        tokenizer=tokenizer,
+    ).save_pretrained(folder)
+    return folder
 
 
 def sd3(folder: Path, *, t5: bool = True, dual: bool = True) -> Path:
