@@ -37,6 +37,7 @@ COMMANDS: dict[str, Command] = {
     "serve": Command("tdm_serve.cli.serve", "serve the OpenAI images API and a web page"),
     "keys": Command("tdm_app.keys_cli", "make, list and revoke API keys of a service"),
     "feedback": Command("tdm_app.feedback_cli", "export or delete what people think of pictures"),
+    "bench": Command("tdm_serve.cli.bench", "measure a model on this machine, stage by stage"),
     "models": Command("tdm_serve.cli.models", "list the models that have a name"),
     "finetune": Command("tdm_finetune.cli", "train a part of a model, or distil it to few steps"),
     "eval": Command("tdm_finetune.evaluate_cli", "score a checkpoint on the synthetic world's prompts"),
@@ -58,6 +59,7 @@ EXTRA_OF = {
     "starlette": "serve",
     "tensorboard": "finetune",
     "tensorrt": "tensorrt",
+    "torchao": "fp8",
     "triton": "kernels",
     "uvicorn": "serve",
 }

@@ -25,6 +25,7 @@ from tdm_serve.models.quiet import quiet_bars
 from tdm_serve.models.random_weights import random_specs
 from tdm_serve.models.sizes import sizes_of
 from tdm_serve.models.spec import ModelSpec
+from tdm_serve.models.versions import Adapters
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ def load(
     names = [references] if isinstance(references, str | Path | ModelSpec) else [*dict.fromkeys(_named(references))]
     if not names:
         raise ConfigError("no model was named; name at least one")
-    if adapters not in ("fused", "separate"):
+    if adapters != "fused" and adapters != "separate":  # noqa: PLR1714 - narrows the type
         raise ConfigError(f"adapters is {adapters!r}; it must be fused or separate")
     wish = _wish(pick_device(device), dtype, memory)
     if wish.random:
@@ -118,7 +119,7 @@ def _loaded(
     specs: Sequence[ModelSpec],
     files: Sequence[Path],
     wish: Wish,
-    adapters: str,
+    adapters: Adapters,
     growing: bool,
     max_memory_gb: float | None,
 ) -> Loaded:

@@ -65,11 +65,11 @@ def check_offload(name: str) -> Offload:
     """One of `OFFLOADS`; raises ConfigError."""
     if name not in OFFLOADS:
         raise ConfigError(f"offload is {name!r}; it must be {' or '.join(OFFLOADS)}")
-    return cast(Offload, name)
+    return name
 
 
 def check_quantise(name: str) -> Quantise:
     """One of `QUANTISATIONS`; raises ConfigError."""
     if name not in QUANTISATIONS:
         raise ConfigError(f"quantise is {name!r}; it must be {' or '.join(QUANTISATIONS)}")
-    return cast(Quantise, name)
+    return name

@@ -7,6 +7,7 @@ are stored in fp8. What the network is sensitive to, and what is small or runs o
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
 from collections.abc import Iterator, Mapping
@@ -64,17 +65,11 @@ def linears(denoiser: nn.Module, family: str) -> Iterator[tuple[str, nn.Linear]]
 
 def to_fp8(denoiser: M, family: str, device: torch.device) -> M:
     """Quantises in place, one layer at a time on `device`, where the denoiser is afterwards."""
-    from torchao.quantization import quantize_
-
-    config = _config(device)
-    for _, module in list(linears(denoiser, family)):
-        quantize_(module.to(device), config)
-    return denoiser.to(device)
-
-
-def _config(device: torch.device) -> Any:
-    from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, Float8WeightOnlyConfig, PerRow
-
+    torchao: Any = importlib.import_module("torchao.quantization")  # optional, so no type checker can look inside
     if device.type == "cuda":
-        return Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())
-    return Float8WeightOnlyConfig()
+        config = torchao.Float8DynamicActivationFloat8WeightConfig(granularity=torchao.PerRow())
+    else:
+        config = torchao.Float8WeightOnlyConfig()
+    for _, module in list(linears(denoiser, family)):
+        torchao.quantize_(module.to(device), config)
+    return denoiser.to(device)
