@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # for tiny_checkpoint
@@ -20,11 +22,46 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")
 
 
+@dataclass(frozen=True)
+class Made:
+    """An engine's folder, the unpublished folder just before it was compared, and what the exporter said."""
+
+    engine: Path
+    partial: Path
+    said: tuple[str, ...]
+
+
+def options(tiny: Path, folder: Path) -> Options:
+    return Options(str(tiny), "onnx", folder, sizes=((128, 128), (64, 96)), batch=(1, 3))
+
+
 @pytest.fixture(scope="session")
-def engine(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its engine for two sizes and batches up to 3, verified."""
+def made(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """An engine for two sizes and batches up to 3, verified; its export was interrupted after three parts."""
     folder = tmp_path_factory.mktemp("engine") / "onnx"
-    report = export(Options(str(tiny), "onnx", folder, sizes=((128, 128), (64, 96)), batch=(1, 3)))
+    partial, kept = folder.with_name(".onnx.partial"), folder.with_name("kept")
+    said: list[str] = []
+
+    def interrupt(line: str) -> None:
+        if line.startswith("3/5"):
+            raise KeyboardInterrupt
+
+    def listen(line: str) -> None:
+        said.append(line)
+        if line == "comparing with eager":
+            shutil.copytree(partial, kept)
+
+    with pytest.raises(KeyboardInterrupt):
+        export(replace(options(tiny, folder), say=interrupt))
+    assert partial.is_dir()
+    assert not folder.exists()
+    report = export(replace(options(tiny, folder), say=listen))
     assert report is not None
     assert report.failures == ()
-    return folder
+    assert not partial.exists()
+    return Made(folder, kept, tuple(said))
+
+
+@pytest.fixture(scope="session")
+def engine(made: Made) -> Path:
+    return made.engine

@@ -153,6 +153,7 @@ def test_an_unverified_engine_is_served_with_a_warning(
     assert "without verification" in caplog.text
 
 
+@pytest.mark.slow
 def test_the_command_line_serves_it(
     tiny: Path, engine: Path, tmp_path: Path, cli: Callable[..., object], eager: Pipeline
 ) -> None:
