@@ -40,7 +40,7 @@ def extended(base: str, runs: Mapping[str, Path], folder: Path) -> None:
     for name, run in runs.items():
         if full:
             shutil.copytree(run / FULL_FOLDER, folder / network_of(spec.family))
-        versions[name] = _trained(name, run, folder, described["limits"])
+        versions[name] = _trained(name, run, folder, described)
     manifest = described | {"default": [*runs][-1], "versions": versions}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 
@@ -76,11 +76,16 @@ class _Keeper:
         return str(path)
 
 
-def _trained(name: str, run: Path, folder: Path, limits: Mapping[str, int]) -> dict[str, Any]:
-    """A run's version, its adapter copied. What was trained at a size of its own is drawn at that size by default."""
+def _trained(name: str, run: Path, folder: Path, base: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's version, its adapter copied, with what it has otherwise than its `base`.
+
+    What was trained at a size of its own is drawn at that size by default, and students end without noise.
+    """
     version: dict[str, Any] = json.loads((run / VERSION_FILE).read_text())
     if size := version.get("lineage", {}).get("config", {}).get("size"):
-        version["limits"] = {**limits, "width": size, "height": size}
+        version["limits"] = {**base["limits"], "width": size, "height": size}
+    if "betas" in base:
+        version["betas"] = {**base["betas"], "final": "zero"}
     if (run / FULL_FOLDER).is_dir():
         return version | {"adapter": None}
     path = Path("adapters") / f"{name}.safetensors"

@@ -6,6 +6,7 @@ Which of both is told by `--base`: an adapter is always one of a base, and a che
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from tdm_serve.cli.options import finite_number, whole_number
@@ -48,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints what was written."""
-    from tdm_serve.convert import convert, convert_adapter
+    from tdm_serve.convert import convert, convert_adapter, usage
     from tdm_serve.errors import ConfigError
     from tdm_serve.models.lora import Stated
 
@@ -63,5 +64,6 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("options for an adapter were given without --base; name the base that the adapter is for")
     if Path(args.model).is_file():
         raise ConfigError(f"{args.model} is a file; to convert an adapter, name the base that it is for with --base")
-    print(convert(args.model, args.output))
+    print(folder := convert(args.model, args.output))
+    print(f"the same pictures: {usage(folder)}", file=sys.stderr)
     return 0
