@@ -53,7 +53,7 @@ BAD_INPUT = {
     "bad sizes": (["export", "default", "--format", "onnx", "-o", "x", "--sizes", "64x64,7"], ["7"]),
     "bad batch": (["export", "default", "--format", "onnx", "-o", "x", "--batch", "4-1"], ["4-1", "MIN-MAX"]),
     "plugin in pt2": (["export", "default", "--format", "pt2", "-o", "x", "--attention", "plugin"], ["plugin", "onnx"]),
-    "not built yet": (["export", "default", "--format", "onnx", "-o", "x"], ["not built yet"]),
+    "not built yet": (["export", "default", "--format", "tensorrt", "-o", "x"], ["not built yet", "onnx"]),
     "unknown stage": (["finetune", "dream"], ["dream", "pretrain"]),
 }
 

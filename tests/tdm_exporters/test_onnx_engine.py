@@ -75,7 +75,7 @@ def test_a_prompt_beyond_the_text_length_is_refused(served: Pipeline) -> None:
 
 def test_another_checkpoint_is_refused(engine: Path, tmp_path: Path) -> None:
     other = checkpoint(tmp_path / "other", seed=5)
-    with pytest.raises(ArtifactError, match="was exported from .* but .*other has"):
+    with pytest.raises(ArtifactError, match=r"was exported from .* but .*other has"):
         Pipeline.from_pretrained(other, engine=engine)
 
 
