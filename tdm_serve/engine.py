@@ -103,6 +103,8 @@ class Engine:
         check_choice(backend, engine)
         if engine is not None:
             check_unused(memory, "an exported engine has its own placement and types")
+            if adapters != "fused":
+                raise ConfigError(f"adapters is {adapters!r}, but an exported engine has its adapter in its weights")
             loaded, backend = load_exported(models, engine, backend, device, dtype)
         else:
             loaded = load(models, device, dtype, adapters, growing=growing, **memory)

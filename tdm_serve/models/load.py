@@ -130,6 +130,11 @@ def _loaded(
             f"family {spec.family!r} serves one version of a base at a time; {len(specs)} were named"
             f"{', and others were to join' if growing else ''}"
         )
+    if adapters == "separate" and not FAMILIES[spec.family].shares:
+        able = ", ".join(name for name, entry in FAMILIES.items() if entry.shares)
+        raise ConfigError(
+            f'family {spec.family!r} adds adapters to its weights; adapters "separate" is for {able} only'
+        )
     if wish.quantise != "none" and (growing or len(specs) > 1) and adapters == "fused":
         raise ConfigError('several versions of a quantised base need adapters="separate"; "fused" adds to its weights')
     placement = _placement(spec, wish, any(one.adapters for one in specs), max_memory_gb)
