@@ -35,7 +35,7 @@ TOLERANCES = {
     "fp32": Tolerance(1e-4, 1e-5, 0.05, 0.0),
     "fp16": Tolerance(2e-2, 1e-2, 1.0, 0.02),
     "bf16": Tolerance(1e-1, 5e-2, 4.0, 0.04),
-    "int8": Tolerance(0.5, 0.15, 8.0, 0.06),
+    "int8": Tolerance(0.5, 0.2, 4.0, 0.03),
 }
 
 
