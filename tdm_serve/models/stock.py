@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from tdm_serve.errors import CheckpointError, ConfigError
 from tdm_serve.models.entries import catalogue, stock_defaults
-from tdm_serve.models.families.table import detect
+from tdm_serve.models.families.table import detect, read_index
 from tdm_serve.models.folders import network_of
 from tdm_serve.models.manifest import spec_of
 from tdm_serve.models.spec import MANIFEST, Adapter, ModelSpec
@@ -54,7 +54,7 @@ def _advice(folder: Path, family: str) -> str:
 def _process(folder: Path, family: str) -> dict[str, Any]:
     """Sampler and noise process, in a manifest's fields."""
     config = _read(folder / "scheduler" / "scheduler_config.json")
-    name = str(config.get("_class_name"))
+    name = str((read_index(folder).get("scheduler") or [None, config.get("_class_name")])[1])  # as diffusers takes it
     if "beta_start" in config and not config.get("use_flow_sigmas"):
         return _diffusion(config, name, folder, family)
     if config.get("use_dynamic_shifting"):
@@ -75,7 +75,9 @@ def _diffusion(config: Mapping[str, Any], name: str, folder: Path, family: str) 
         raise CheckpointError(f"the scheduler of {folder} uses {what}, which is not read; {_advice(folder, family)}")
     if name not in ("DDIMScheduler", "DPMSolverMultistepScheduler"):
         logger.warning("%s has the scheduler %s; DPM-Solver++ samples the same process instead", folder, name)
+    times = _leading(config, int(stock_defaults()[family]["steps"])) if name == "DDIMScheduler" else ()
     return {
+        "times": times,
         "sampler": "ddim" if name == "DDIMScheduler" else "dpmpp_2m",
         "prediction": PREDICTIONS[prediction],
         "betas": {
@@ -86,6 +88,14 @@ def _diffusion(config: Mapping[str, Any], name: str, folder: Path, family: str) 
             "final": "zero" if _ends_clean(config, name) else "sigma_min",
         },
     }
+
+
+def _leading(config: Mapping[str, Any], steps: int) -> tuple[float, ...]:
+    """DDIM's usual times: whole strides from an offset up. Other spacings are the solver's."""
+    if config.get("timestep_spacing", "leading") != "leading":
+        return ()
+    stride, offset = int(config.get("num_train_timesteps", 1000)) // steps, int(config.get("steps_offset", 0))
+    return tuple(float(stride * i + offset) for i in reversed(range(steps)))
 
 
 def _ends_clean(config: Mapping[str, Any], name: str) -> bool:
