@@ -1,6 +1,7 @@
 """The denoiser under torch.compile: one compilation per shape and version, then faster steps.
 
-A batch of several versions runs one forward a version: compiled together, every mixture would be a compilation.
+A batch of several versions runs one forward a version: compiled together, every mixture would be a compilation. So
+would every strength of an adapter that requests choose; only the usual one is compiled.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ def create(denoiser: nn.Module) -> Denoise:
     ) -> Tensor:
         if len(route) > 1:
             return by_version(denoise, latents, modulation, text, route, lengths)
+        if any(variant.scale != 1.0 for variant, _ in route):  # every strength would be a compilation
+            return denoiser(latents, modulation, text, route, lengths)
         return compiled(latents, modulation, text, route, lengths)
 
     return denoise

@@ -10,6 +10,8 @@ from torch import nn
 
 from tdm_serve import Pipeline
 from tdm_serve.backends import create
+from tdm_serve.core import Request
+from tdm_serve.engine import Engine
 from tdm_serve.errors import BackendUnavailable, ConfigError
 
 
@@ -37,3 +39,13 @@ def test_compiled_pictures_are_those_of_eager(pipeline: Pipeline) -> None:
     compiled = Pipeline.from_pretrained("default", backend="compiled")
     ours, theirs = (np.asarray(p("two red circles", seed=1)[0].image).astype(int) for p in (compiled, pipeline))
     assert np.abs(ours - theirs).max() <= 1
+
+
+@pytest.mark.slow
+def test_compiled_pictures_have_their_adapters_strength() -> None:
+    """The usual one, of which each version is compiled, and others, which are not."""
+    models = ["default", "default-tdm"]
+    compiled, eager = (Engine.load(models, backend=name, adapters="separate") for name in ("compiled", "eager"))
+    asked = [Request("a star", 1, 64, 64, model=model, adapter_scale=s) for model in models for s in (None, 0.5, 0.0)]
+    for ours, theirs in zip(*(engine.generate(asked) for engine in (compiled, eager)), strict=True):
+        assert np.abs(np.asarray(ours.image).astype(int) - np.asarray(theirs.image)).max() <= 1
