@@ -160,7 +160,7 @@ def tokenize(tokenizer: PreTrainedTokenizerFast, prompts: list[str], length: int
     ids = cast(list[list[int]], batch["input_ids"])
     longest = max(map(len, ids))
     if longest > length:
-        raise ConfigError(f"a prompt has {longest} tokens, template included; {length} are read")
+        raise ConfigError(f"a prompt has {longest} tokens, template included; {length} are read (text_tokens)")
     return torch.tensor(ids), torch.tensor(batch["attention_mask"]).sum(1)
 
 

@@ -5,11 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
+from tdm_finetune.choices import Choices, picture_size, process
 from tdm_finetune.cli import PRESETS, STAGES, load, preset
+from tdm_finetune.tdm import TdmConfig
+from tdm_finetune.tdm_r1 import TdmR1Config
 from tdm_serve.cli.main import main
 from tdm_serve.config import read_toml
 from tdm_serve.errors import ConfigError
+from tdm_serve.models.entries import catalogue
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub's client, which is told that there is no network."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
 
 SHIPPED = sorted(PRESETS.glob("*/*.toml"))
 
@@ -22,7 +36,7 @@ def test_every_shipped_config_is_one(path: Path) -> None:
 
 def test_the_official_settings_are_shipped_by_name() -> None:
     found = {path.stem for path in SHIPPED if path.parent.name == "tdm-r1"}
-    assert found == {"geneval", "hpsv2", "imagereward", "ocr", "scenes", "scenes-ocr", "zimage"}
+    assert found >= {"geneval", "hpsv2", "imagereward", "ocr", "scenes", "scenes-ocr", "zimage"}
     assert preset("tdm-r1", Path("geneval")) == PRESETS / "tdm-r1" / "geneval.toml"
 
 
@@ -50,3 +64,44 @@ def test_a_dry_run_tells_the_cost_and_writes_nothing(
     assert f"NFE an update  {nfe} " in told
     assert "3.25 M in the base" in told and "memory" in told and "minutes for 1" in told
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("stage", "name", "repository"),
+    [
+        ("tdm-r1", "ocr", "stabilityai/stable-diffusion-3.5-medium"),
+        ("tdm-r1", "geneval", "stabilityai/stable-diffusion-3.5-medium"),
+        ("tdm-r1", "imagereward", "stabilityai/stable-diffusion-3.5-medium"),
+        ("tdm-r1", "hpsv2", "stabilityai/stable-diffusion-3.5-medium"),
+        ("tdm-r1", "zimage", "Tongyi-MAI/Z-Image-Turbo"),
+        ("tdm", "pixart", "PixArt-alpha/PixArt-XL-2-512x512"),
+    ],
+)
+def test_a_dry_run_without_the_weights_says_which_are_missing(
+    stage: str, name: str, repository: str, tmp_path: Path, offline: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reward = ["--reward", "jpeg"] if stage == "tdm-r1" else []  # others have weights of their own, and say so first
+    assert main(["finetune", stage, "--config", name, "--dry-run", "--run", str(tmp_path / "run"), *reward]) == 2
+    told = capsys.readouterr().err
+    assert f"hub:{repository}@" in told and f"not whole, in the cache {offline}" in told and "base=" in told
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("path", [path for path in SHIPPED if path.parent.name in ("tdm", "tdm-r1")])
+def test_shipped_configs_name_models_of_the_catalogue(path: Path) -> None:
+    kind = load(STAGES[path.parent.name].config)
+    checkpoint = kind(**read_toml(kind, path)).checkpoint
+    assert checkpoint in catalogue() or checkpoint.startswith("runs/")  # what an earlier stage wrote
+
+
+def test_the_official_sizes_fit_their_checkpoints(tmp_path: Path) -> None:
+    """SD3.5 has another shift at the size of the official runs; the student of PixArt starts at another step."""
+    for name, levels in (("ocr", (1.0, 0.9, 0.75, 0.5, 0.0)), ("zimage", (1.0, 0.9, 0.75, 0.5, 0.0))):
+        config = TdmR1Config(**read_toml(TdmR1Config, PRESETS / "tdm-r1" / f"{name}.toml"))
+        spec = catalogue()[config.checkpoint].spec(tmp_path)
+        chosen = Choices(config.size, config.shift, config.top)
+        assert picture_size(spec, chosen) == (512, 512)
+        assert process(spec, chosen).levels(4) == pytest.approx(levels)
+    config = TdmConfig(**read_toml(TdmConfig, PRESETS / "tdm" / "pixart.toml"))
+    spec = catalogue()[config.checkpoint].spec(tmp_path)
+    assert process(spec, Choices(config.size, config.shift, config.top)).levels(4) == (900, 675, 450, 225, 0)
