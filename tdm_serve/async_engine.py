@@ -19,7 +19,7 @@ from tdm_serve.desk import Desk
 from tdm_serve.device import Device
 from tdm_serve.device_thread import DeviceThread
 from tdm_serve.errors import ConfigError, EngineClosed, InvalidRequest, TdmServeError, UnknownModel
-from tdm_serve.identity import compiles, identity_of, memory_of
+from tdm_serve.identity import compiles, identity_of, memory_of, versions_of
 from tdm_serve.models.catalog import Reference
 from tdm_serve.orders import Asked
 from tdm_serve.pipeline import Pipeline
@@ -148,11 +148,13 @@ class AsyncEngine:
             ticket.cancel()  # nothing happens to one that is done
 
     async def add_version(self, reference: Reference) -> ModelInfo:
-        """One more version of the base, while others are served: a checkpoint folder, or a version of one.
+        """One more version of the base, while others are served, or before the start: a checkpoint folder, or a spec.
 
         Raises CheckpointError or ConfigError for what does not fit, EngineClosed or EngineFailed.
         """
         served = await asyncio.to_thread(self._device.examine, reference)
+        if self._starter is None:
+            return self._device.add(served)
         added: ModelInfo = await asyncio.wrap_future(self._desk.errand(lambda: self._device.add(served)))
         return added
 
@@ -172,7 +174,7 @@ class AsyncEngine:
         """What was done so far and is under way. Cheap; from any thread."""
         cache = self._device.cache
         hits, misses, held = cache.hits, cache.misses, cache.bytes
-        memory = memory_of(self._device)
+        memory, versions = memory_of(self._device), versions_of(self._device)
         with self._desk.lock:
             waiting, running, backlog_ms = self._desk.load()
             return EngineStats(
@@ -186,6 +188,7 @@ class AsyncEngine:
                 cache_misses=misses - self._warm_lookups[1],
                 cache_bytes=held,
                 memory_bytes=memory,
+                **versions,
             )
 
     def capabilities(self) -> list[WarmShape]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -41,3 +43,12 @@ def memory_of(device: Device) -> dict[str, int]:
         return {}
     place = device.model.device
     return {"allocated": torch.cuda.memory_allocated(place), "reserved": torch.cuda.memory_reserved(place)}
+
+
+def versions_of(device: Device) -> dict[str, Any]:
+    """What an engine's versions hold and have gone through, by the field names of `EngineStats`."""
+    if not isinstance(device, Engine):
+        return {}
+    stats = device.versions.stats()
+    held = {version: size for version, size in stats.held.items() if version in device.infos}
+    return {"version_loads": stats.loads, "version_unloads": stats.unloads, "version_bytes": held}

@@ -62,6 +62,9 @@ class EngineStats:
     cache_hits: int = 0  # of the prompt cache
     cache_misses: int = 0
     cache_bytes: int = 0
+    version_loads: int = 0  # times that a version's own weights came into memory, and left it
+    version_unloads: int = 0
+    version_bytes: Mapping[str, int] = field(default_factory=dict[str, int])  # of those in memory, beside the base
     memory_bytes: Mapping[str, int] = field(default_factory=dict[str, int])  # of the device: allocated, reserved
 
 

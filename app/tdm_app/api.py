@@ -14,6 +14,7 @@ from tdm_app.errors import install_error_handlers
 from tdm_app.jobs import Jobs
 from tdm_app.limits import BodyLimit, Limits
 from tdm_app.metrics import Metrics
+from tdm_app.online.trainer import OnlineTraining
 from tdm_app.page_mount import mount_note, mount_page
 from tdm_app.ratelimit import Limiter
 from tdm_app.request_id import RequestId
@@ -26,6 +27,7 @@ from tdm_app.routes.images import images_router
 from tdm_app.routes.jobs import jobs_router
 from tdm_app.routes.metrics import metrics_router
 from tdm_app.routes.models import models_router
+from tdm_app.routes.training import training_router
 from tdm_app.security import install_security
 from tdm_app.service import Service
 from tdm_app.settings import Settings
@@ -49,13 +51,19 @@ def create_app(
     settings = settings or load()[0]
     memory = state or State.temporary()
     service = Service(engine, settings, memory)
-    jobs = Jobs(service)
+    jobs, online = Jobs(service), OnlineTraining(service)
     metrics, tracing = Metrics(engine, jobs.counts), tracing_from_environment()
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncGenerator[None]:
         with contextlib.closing(tracing), contextlib.nullcontext(memory) if state else contextlib.closing(memory):
-            async with forgetting(memory, service.store, settings), jobs.running(), service.running(), page_lifespan:
+            async with (
+                forgetting(memory, service.store, settings),
+                online.running(),
+                jobs.running(),
+                service.running(),
+                page_lifespan,
+            ):
                 yield
 
     app = FastAPI(
@@ -72,18 +80,21 @@ def create_app(
     limiter = install_security(app, settings, memory)
     app.add_middleware(Access, metrics=metrics, tracing=tracing)
     app.add_middleware(RequestId)  # added last, so it is the outermost and stamps the answers of all others
-    for router in _routers(service, jobs, limiter, metrics):
+    for router in _routers(service, jobs, online, limiter, metrics):
         app.include_router(router)
     _add_docs(app)
-    page_lifespan = mount_page(app, service) if page else _no_page(app)
+    page_lifespan = mount_page(app, service, online) if page else _no_page(app)
     return app
 
 
-def _routers(service: Service, jobs: Jobs, limiter: Limiter, metrics: Metrics) -> list[APIRouter]:
+def _routers(
+    service: Service, jobs: Jobs, online: OnlineTraining, limiter: Limiter, metrics: Metrics
+) -> list[APIRouter]:
     routers = [
         images_router(service, limiter),
         jobs_router(service, jobs, limiter),
         feedback_router(service.feedback),
+        training_router(online),
         files_router(service.store),
         models_router(service),
         capabilities_router(service),

@@ -67,6 +67,22 @@ MIGRATIONS = (
         revoked_s REAL
     ) STRICT;
     """,
+    """
+    CREATE TABLE trainings (
+        id TEXT PRIMARY KEY,
+        number INTEGER NOT NULL UNIQUE,
+        model TEXT NOT NULL,  -- that was trained further
+        version TEXT NOT NULL UNIQUE,  -- that comes of it
+        status TEXT NOT NULL CHECK (status IN ('running', 'succeeded', 'failed', 'cancelled', 'interrupted')),
+        ratings INTEGER NOT NULL,
+        groups INTEGER NOT NULL,
+        attempts INTEGER NOT NULL DEFAULT 1,
+        created_s REAL NOT NULL,
+        finished_s REAL,
+        error TEXT,
+        loaded INTEGER NOT NULL DEFAULT 0
+    ) STRICT;
+    """,
 )
 
 

@@ -7,7 +7,7 @@ deleted, also after the switch was turned off again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tdm_app import feedback_table
@@ -31,6 +31,7 @@ class Feedback:
     def __init__(self, state: State, settings: Settings) -> None:
         self.state = state
         self.on = settings.feedback
+        self.on_change: Callable[[], None] = _nothing  # called after every rating
         self._days = settings.picture_retention_s / DAY_S
 
     async def remember(self, recipes: Mapping[str, Mapping[str, Any]], owner: str = "") -> None:
@@ -68,7 +69,9 @@ class Feedback:
         recipes = {image_id: await self._recipe(image_id, sees) for image_id in ratings}
         if len({recipe["prompt"] for recipe in recipes.values()}) > 1:
             raise InvalidRequest("the two pictures have different prompts, so neither is better", "preferred_over")
-        return await self.state.write(feedback_table.give, new_id("fb"), owner, ratings, recipes)
+        rows = await self.state.write(feedback_table.give, new_id("fb"), owner, ratings, recipes)
+        self.on_change()
+        return rows
 
     async def records(self) -> Sequence[Mapping[str, Any]]:
         """Everybody's ratings as `tdm-serve feedback export` writes them."""
@@ -104,3 +107,7 @@ class Feedback:
                 f"which are good for {self._days:g} days"
             )
         return picture.recipe
+
+
+def _nothing() -> None:
+    """Default of `on_change`."""

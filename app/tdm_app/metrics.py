@@ -82,6 +82,8 @@ def _gauges(stats: EngineStats) -> Iterator[Metric]:
     yield _gauge("num_pictures_running", "Pictures started and not finished.", stats.running)
     yield _gauge("backlog_seconds", "Predicted, until everything accepted is done.", stats.backlog_ms / 1000)
     yield _gauge("prompt_cache_bytes", "Held by prompt embeddings.", stats.cache_bytes)
+    versions = "Held by a loaded version beside the shared base."
+    yield _labelled(GaugeMetricFamily, "model_memory_bytes", versions, "model", stats.version_bytes)
     memory = "Of the device, as its allocator counts."
     yield _labelled(GaugeMetricFamily, "device_memory_bytes", memory, "kind", stats.memory_bytes)
 
@@ -101,6 +103,8 @@ def _counters(stats: EngineStats) -> Iterator[Metric]:
     yield _counter("steps", "Batched evaluations.", stats.steps)
     yield _counter("device_restarts", "Times that the device thread was started again.", stats.restarts)
     yield _counter("device_hangs", "Runs that took far longer than predicted.", stats.hangs)
+    yield _counter("model_loads", "Times that a version's own weights came into memory.", stats.version_loads)
+    yield _counter("model_unloads", "Times that they left it for others.", stats.version_unloads)
     yield _counter("prompt_cache_hits", "Prompts that needed no encoding.", stats.cache_hits)
     yield _counter("prompt_cache_misses", "Prompts that were encoded.", stats.cache_misses)
 

@@ -24,6 +24,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from tdm_app.online.trainer import OnlineTraining
 from tdm_app.page import CSS, SCRIPT, build_page
 from tdm_app.service import Service
 from tdm_serve.errors import MissingExtra
@@ -93,14 +94,14 @@ class _Answer:
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def mount_page(app: FastAPI, service: Service) -> contextlib.AbstractAsyncContextManager[None]:
+def mount_page(app: FastAPI, service: Service, online: OnlineTraining) -> contextlib.AbstractAsyncContextManager[None]:
     """Adds the page, or where gradio is missing a line that says how to get it. Returns the page's lifespan."""
     if importlib.util.find_spec("gradio") is None:
         mount_note(app, str(MissingExtra("The web page", "demo")) + "\n")
         return contextlib.nullcontext()
     _use_private_cache()
     gr: Any = importlib.import_module("gradio")
-    host, page = FastAPI(openapi_url=None), build_page(service, getattr(app.state, "limiter", None))
+    host, page = FastAPI(openapi_url=None), build_page(service, online, getattr(app.state, "limiter", None))
     script = f"<script>{SCRIPT.read_text(encoding='utf-8')}</script>"
     gr.mount_gradio_app(
         host, page, path="/", footer_links=[], run_history=False, show_error=False, ssr_mode=False,

@@ -81,6 +81,7 @@ def engine_of(settings: Settings) -> AsyncEngine:
         offload=settings.offload,
         quantise=settings.quantise,
         random_weights=settings.random_weights,
+        growing=settings.online_training,
     )
     return AsyncEngine(
         engine,

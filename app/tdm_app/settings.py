@@ -121,6 +121,13 @@ class Settings(BaseSettings):
     feedback: bool = Field(False, description="keep people's ratings and the recipes of what they rate")
     feedback_retention_s: Seconds = Field(365 * DAY_S, description="how long ratings are kept")
 
+    online_training: bool = Field(False, description="train new versions from ratings, beside serving")
+    online_min_ratings: Count = Field(40, description="new ratings of a version that begin a training by themselves")
+    online_threads: Count = Field(1, description="CPU threads of the trainer, which has the lowest priority")
+    online_config: str = Field(
+        "online", min_length=1, description="config of `finetune tdm-r1`: a TOML file, or a shipped one's name"
+    )
+
     metrics: bool = Field(True, description="serve /metrics")
     log_format: Literal["text", "json"] = Field("text", description="lines for people or for programs")
     log_level: Literal["debug", "info", "warning", "error"] = Field("warning", description="least that is logged")

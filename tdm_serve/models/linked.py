@@ -36,7 +36,7 @@ def linked_checkpoint(base: Path, folder: Path, name: str, version: Mapping[str,
         (made / "adapters").mkdir(parents=True)
         for part in base.resolve().iterdir():
             if part.name not in OWN:
-                (made / part.name).symlink_to(part)
+                (made / part.name).symlink_to(part.resolve())
         shutil.copy2(adapter, made / file)
         (made / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         shutil.rmtree(folder, ignore_errors=True)

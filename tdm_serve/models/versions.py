@@ -35,7 +35,11 @@ class VersionStats:
     unloads: int
     bytes: int
     limit_bytes: int | None
-    loaded: tuple[str, ...]
+    held: Mapping[str, int]  # bytes by version, the latest used one last
+
+    @property
+    def loaded(self) -> tuple[str, ...]:
+        return tuple(self.held)
 
 
 class Versions:
@@ -117,8 +121,8 @@ class Versions:
 
     def stats(self) -> VersionStats:
         with self._lock:
-            held = sum(self._bytes.values())
-            return VersionStats(self._loads, self._unloads, held, self.limit_bytes, tuple(self._bytes))
+            held = dict(self._bytes)
+        return VersionStats(self._loads, self._unloads, sum(held.values()), self.limit_bytes, held)
 
     @torch.inference_mode()
     def _load(self, version: str) -> int:

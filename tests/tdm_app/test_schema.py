@@ -57,6 +57,8 @@ OPERATIONS = [
     ("DELETE", "/v1/jobs/{job_id}"), ("GET", "/v1/jobs/{job_id}/events"), ("POST", "/v1/feedback"),
     ("GET", "/v1/feedback"), ("DELETE", "/v1/feedback"), ("DELETE", "/v1/feedback/{feedback_id}"),
     ("GET", "/v1/files/{file_id}"), ("GET", "/v1/models"), ("GET", "/v1/models/{model}"), ("GET", "/v1/capabilities"),
+    ("GET", "/v1/training"), ("POST", "/v1/training"), ("GET", "/v1/training/{training_id}"),
+    ("DELETE", "/v1/training/{training_id}"), ("POST", "/v1/training/{training_id}/load"),
     ("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/metrics"),
 ]  # fmt: skip
 

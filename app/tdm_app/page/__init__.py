@@ -10,12 +10,13 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+from tdm_app.online.trainer import OnlineTraining
 from tdm_app.page.compare_tab import compare_tab
 from tdm_app.page.generate_tab import generate_tab
 from tdm_app.page.history_tab import history_tab
 from tdm_app.page.keep import Tabs
 from tdm_app.page.rate_tab import rate_tab
-from tdm_app.page.stage import Page
+from tdm_app.page.stage import NOW, Page
 from tdm_app.page.words import heading
 from tdm_app.ratelimit import Limiter
 from tdm_app.service import Service
@@ -27,11 +28,11 @@ SCRIPT = Path(__file__).with_name("page.js")
 __all__ = ["CSS", "SCRIPT", "build_page"]
 
 
-def build_page(service: Service, limiter: Limiter | None = None) -> Any:
+def build_page(service: Service, online: OnlineTraining, limiter: Limiter | None = None) -> Any:
     """The page as gradio Blocks, not yet mounted. `limiter` counts its pictures as it counts the API's."""
     gr: Any = importlib.import_module("gradio")
-    page = Page(gr, service, Tabs(_folder), limiter)
-    both = len(service.infos) > 1 and page.places > 1
+    page = Page(gr, service, online, Tabs(_folder), limiter)
+    both = page.several and page.places > 1
     rates = service.feedback.on and page.places > 1
     with gr.Blocks(title="tdm-serve", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
         page.markup(heading(service.info))
@@ -46,6 +47,8 @@ def build_page(service: Service, limiter: Limiter | None = None) -> Any:
                     rate_tab(page, rating.select)
             with gr.Tab("History", id="history") as history:
                 history_tab(page, tabs, "generate", target, history.select)
+        if online.on:  # versions may have joined since the page was made
+            blocks.load(page.versions, None, page.choosers, **NOW)
         blocks.unload(page.visitor(_closer(page)))
     return blocks.queue(max_size=WAITING, api_open=False)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from tdm_app.page.boxes import EXAMPLES, model_choices, size_choices, versus
+from tdm_app.page.boxes import EXAMPLES, size_choices, versus
 from tdm_app.page.seedbox import SeedBox
 from tdm_app.page.stage import NOW, RUNS, Page, Stage, Updates, run_buttons
 from tdm_app.page.words import title
@@ -16,15 +16,14 @@ SIDES = ("Left", "Right")
 
 def compare_tab(page: Page) -> None:
     """Builds it where it is called. Needs two checkpoints."""
-    gr, infos = page.gr, page.service.infos
-    sizes, models = size_choices(page.service.info), model_choices(infos.values())
+    gr, sizes = page.gr, size_choices(page.service.info)
+    other = [*page.service.infos][-1 if len(page.service.infos) == 1 else 1]
     with gr.Row(elem_classes="desk"):
         with gr.Column(elem_classes="ask", min_width=0):
             prompt = gr.Textbox(label="Prompt", placeholder=EXAMPLES[1], max_lines=5, elem_id="compare-prompt")
             go, stop = run_buttons(gr, "Compare", "compare", "compare-cancel")
         with gr.Column(elem_classes="settings", min_width=0):
-            left = gr.Dropdown(models, value=models[1][1], label="Left", elem_id="compare-left")
-            right = gr.Dropdown(models, value=models[0][1], label="Right", elem_id="compare-right")
+            left, right = page.chooser("Left", "compare-left", other), page.chooser("Right", "compare-right")
             size = gr.Dropdown(sizes, value=sizes[0][1], label="Size", allow_custom_value=True, elem_id="compare-size")
             seed = SeedBox(page, "compare")
         with gr.Column(elem_classes="result", min_width=0):
@@ -35,7 +34,7 @@ def compare_tab(page: Page) -> None:
     async def compare(
         prompt: str, text: str, lock: bool, size: str, left: str, right: str, request: Any
     ) -> AsyncGenerator[Updates]:
-        titles = [title(infos[model]) for model in (left, right)]
+        titles = [title(page.service.infos[model]) for model in (left, right)]
         async for changes in stage.play(request, lambda: versus(prompt, text, size, (left, right)), titles):
             yield changes
         tab = page.tab_of(request)

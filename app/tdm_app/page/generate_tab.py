@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
-from tdm_app.page.boxes import EXAMPLES, model_choices, requests_of, size_choices
+from tdm_app.page.boxes import EXAMPLES, requests_of, size_choices
 from tdm_app.page.seedbox import SeedBox
 from tdm_app.page.stage import RUNS, Page, Stage, Updates, run_buttons
 from tdm_app.page.words import table
@@ -30,8 +30,7 @@ class GenerateTab:
 
 def generate_tab(page: Page) -> GenerateTab:
     """Builds it where it is called."""
-    gr, infos = page.gr, page.service.infos
-    sizes, models = size_choices(page.service.info), model_choices(infos.values())
+    gr, sizes = page.gr, size_choices(page.service.info)
     with gr.Row(elem_classes="desk"):
         with gr.Column(elem_classes="ask", min_width=0):
             prompt = gr.Textbox(
@@ -41,9 +40,7 @@ def generate_tab(page: Page) -> GenerateTab:
             if page.service.info.id.startswith("default"):
                 gr.Examples([[text] for text in EXAMPLES], prompt, label="Try one of these", cache_examples=False)
         with gr.Column(elem_classes="settings", min_width=0):
-            model = gr.Dropdown(
-                models, value=models[0][1], label="Checkpoint", visible=len(models) > 1, elem_id="model"
-            )
+            model = page.chooser("Checkpoint", "model")
             size = gr.Dropdown(sizes, value=sizes[0][1], label="Size", allow_custom_value=True, elem_id="size")
             count = gr.Radio(list(range(1, page.places + 1)), value=1, label="Pictures", elem_id="count")
             seed = SeedBox(page, "generate")

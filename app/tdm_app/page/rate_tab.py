@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from tdm_app.page.boxes import EXAMPLES, model_choices, requests_of
-from tdm_app.page.groups import Groups, count_groups
+from tdm_app.online.groups import Groups, count_groups
+from tdm_app.page.boxes import EXAMPLES, requests_of
 from tdm_app.page.stage import NOW, RUNS, Page, Stage, Updates, run_buttons
 from tdm_app.page.suggestions import suggestion
+from tdm_app.page.train_box import TrainBox
 from tdm_app.page.words import safe
 
 HINT = "Click what is good and what is bad: keys 1 to 4, with Shift for bad."
@@ -24,8 +25,7 @@ ABOUT = (
 
 def rate_tab(page: Page, selected: Any) -> None:
     """Builds it where it is called; `selected` is its own select event."""
-    gr, infos = page.gr, page.service.infos
-    models, own = model_choices(infos.values()), page.service.info.id.startswith("default")
+    gr, own = page.gr, page.service.info.id.startswith("default")
     with gr.Row(elem_classes="desk"):
         with gr.Column(elem_classes="ask", min_width=0):
             page.markup(ABOUT)
@@ -33,19 +33,19 @@ def rate_tab(page: Page, selected: Any) -> None:
             go, stop = run_buttons(gr, "Show a group", "rate", "rate-cancel")
             another = gr.Button("Another prompt", size="sm", visible=own, elem_id="rate-another")
         with gr.Column(elem_classes="settings", min_width=0):
-            model = gr.Dropdown(
-                models, value=models[0][1], label="Checkpoint", visible=len(models) > 1, elem_id="rate-model"
-            )
+            model = page.chooser("Checkpoint", "rate-model")
             score = page.markup(elem_id="score")
+            training = TrainBox(page) if page.online.on else None
         with gr.Column(elem_classes="result", min_width=0):
             stage = Stage(page, "rate", page.places, go, stop, HINT)
             rest = gr.Button("The others are bad · next group", interactive=False, elem_id="rate-rest")
 
     async def tally(model: str) -> str:
-        return sentence(count_groups(await page.service.feedback.records(), infos[model].checkpoint_hash), model)
+        groups = count_groups(await page.service.feedback.records(), page.service.infos[model].checkpoint_hash)
+        return sentence(groups, model, commands=not page.online.on)
 
     async def group(prompt: str, model: str, request: Any) -> AsyncGenerator[Updates]:
-        info = infos[model]
+        info = page.service.infos[model]
         size = f"{info.width}x{info.height}"
         async for changes in stage.play(request, lambda: requests_of(prompt, "", size, page.places, model)):
             yield changes
@@ -68,15 +68,22 @@ def rate_tab(page: Page, selected: Any) -> None:
     finished = rest.click(page.visitor(finish), [prompt, model], [score, prompt], **NOW)
     finished.then(page.visitor(group), [prompt, model], outputs, **RUNS)
     gr.on([selected, model.input], tally, model, score, **NOW)
+    if training is not None:
+        training.wire(model, selected)
     for rated in stage.rated:
         rated.then(tally, model, score, **NOW)
 
 
-def sentence(groups: Groups, model: str) -> str:
-    """How far the ratings go, and the commands that train from them, as HTML."""
-    return (
+def sentence(groups: Groups, model: str, commands: bool = True) -> str:
+    """How far the ratings go and, where nothing here trains from them, the `commands` that do, as HTML."""
+    so_far = (
         f'<div class="score"><p><strong>{groups.usable}</strong> of {groups.groups} rated groups usable</p>'
-        f"<p>{groups.pictures} pictures of <code>{safe(model)}</code> are rated. To train from them:</p>"
+        f"<p>{groups.pictures} pictures of <code>{safe(model)}</code> are rated."
+    )
+    if not commands:
+        return f"{so_far}</p></div>"
+    return (
+        f"{so_far} To train from them:</p>"
         "<pre><code>tdm-serve feedback export likes.jsonl<br>"
         f"tdm-serve finetune tdm-r1 --checkpoint {safe(model)} --feedback likes.jsonl</code></pre>"
         "<p>The reward is only logged beside the ratings; this one judges any prompt.</p></div>"

@@ -13,14 +13,15 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
 
 from tdm_app.asking import tenant_of
 from tdm_app.auth import Caller, caller_of
+from tdm_app.online.trainer import OnlineTraining
 from tdm_app.page import figures, words
-from tdm_app.page.boxes import MAX_ON_PAGE, check_limits
+from tdm_app.page.boxes import MAX_ON_PAGE, check_limits, model_choices
 from tdm_app.page.keep import Kept, Tab, Tabs
 from tdm_app.page.making import View, watch
 from tdm_app.ratelimit import Limiter
@@ -46,12 +47,32 @@ class Page:
 
     gr: Any  # the module; its events are made at import time, types cannot follow
     service: Service
+    online: OnlineTraining
     tabs: Tabs
     limiter: Limiter | None
+    choosers: list[Any] = field(default_factory=list[Any])  # the boxes in which visitors choose a version
 
     def markup(self, value: str = "", **options: Any) -> Any:
         """A component that shows our own HTML as it is. Everything in it that is not ours went through `safe`."""
         return self.gr.Markdown(value, sanitize_html=False, latex_delimiters=[], **options)
+
+    @property
+    def several(self) -> bool:
+        """Whether there are versions to choose from, or may be."""
+        return len(self.service.infos) > 1 or self.online.on
+
+    def chooser(self, label: str, elem_id: str, value: str = "") -> Any:
+        """A box with all versions; of those that join later, too."""
+        choices = model_choices(self.service.infos.values())
+        value = value or self.service.info.id
+        box = self.gr.Dropdown(choices, value=value, label=label, visible=self.several, elem_id=elem_id)
+        self.choosers.append(box)
+        return box
+
+    async def versions(self) -> Updates:
+        """Every version in every box."""
+        choices = model_choices(self.service.infos.values())
+        return {box: self.gr.Dropdown(choices=choices) for box in self.choosers}
 
     def tab_of(self, request: Any) -> Tab:
         """The open tab that an event comes from."""
@@ -138,7 +159,7 @@ class Stage:
             kept = await self._keep(tab, pictures, view, caller.id)
             yield self._finished(tab, kept, titles, 1000 * (time.perf_counter() - started))
         except Exception as error:  # noqa: BLE001 - the visitor gets a sentence, whatever it is
-            _log(error)
+            log_unknown(error)
             yield self._failed(error)
 
     async def _ticket(self, tab: Tab, asked: Sequence[Request], caller: Caller) -> Ticket:
@@ -231,7 +252,7 @@ class Stage:
         try:
             await work
         except Exception as error:  # noqa: BLE001 - the visitor gets a sentence, whatever it is
-            _log(error)
+            log_unknown(error)
             return {self.problem: figures.alert(words.trouble(error))}
         return {}
 
@@ -278,7 +299,7 @@ def run_buttons(gr: Any, label: str, go: str, stop: str) -> tuple[Any, Any]:
         )
 
 
-def _log(error: Exception) -> None:
+def log_unknown(error: Exception) -> None:
     """Whatever the visitor is not told in full."""
     if isinstance(error, OutputError) or not isinstance(error, TdmServeError | Refused):
         log.error("the page could not do what was asked for", exc_info=error)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tdm_app.refusal import FULL, Refused
 from tdm_serve import GeneratedImage, ModelInfo
 from tdm_serve.errors import Cancelled, DeadlineUnreachable, OutputError, Overloaded, TdmServeError
+
+if TYPE_CHECKING:
+    from tdm_app.online.table import Training
 
 BROKEN = "something broke on the server; its log says what. Please try again"
 
@@ -65,6 +68,26 @@ def opening(warming: bool) -> str:
 def made(count: int, took_ms: float) -> str:
     """What the status line says when all is done. `took_ms` is what the visitor waited."""
     return f"{count} {'picture' if count == 1 else 'pictures'} in {seconds(took_ms)}"
+
+
+def training(one: Training, step: int, steps: int) -> str:
+    """How a training stands."""
+    version, source = safe(one.version), f"{one.ratings} ratings of {safe(one.model)}"
+    match one.status:
+        case "running" if steps:
+            return f"Training {version} from {source}: {step} of {steps} updates"
+        case "running":
+            return f"Training {version} from {source}: beginning"
+        case "succeeded" if one.loaded:
+            return f"{version} is served: choose it as checkpoint, or compare it"
+        case "succeeded":
+            return f"{version} is trained from {source}; load it to try it"
+        case "cancelled":
+            return f"The training of {version} was cancelled"
+        case "interrupted":
+            return f"The training of {version} was interrupted: {safe(one.error or '')}"
+        case _:
+            return f"The training of {version} has failed: {safe(one.error or '')}"
 
 
 def trouble(error: Exception) -> str:
