@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tdm_serve.models.catalog import CatalogEntry
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,11 +22,26 @@ def run(args: argparse.Namespace) -> int:
 
     entries = catalog.entries()
     if args.json:
-        print(json.dumps({"models": [dataclasses.asdict(entry) for entry in entries]}))
+        print(json.dumps({"models": [dataclasses.asdict(entry) | _guidance(entry) for entry in entries]}))
         return 0
-    rows = [("ID", "FAMILY", "NFE", "DESCRIPTION")]
-    rows += [(entry.id, entry.family, str(entry.nfe), entry.description) for entry in entries]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    for name, family, nfe, description in rows:
-        print(f"{name:<{widths[0]}}  {family:<{widths[1]}}  {nfe:>{widths[2]}}  {description}".rstrip())
+    rows = [("ID", "FAMILY", "NFE", "GUIDANCE", "DESCRIPTION")]
+    rows += [(entry.id, entry.family, str(entry.nfe), _shown(entry), entry.description) for entry in entries]
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    for name, family, nfe, guidance, description in rows:
+        line = f"{name:<{widths[0]}}  {family:<{widths[1]}}  {nfe:>{widths[2]}}  {guidance:<{widths[3]}}  {description}"
+        print(line.rstrip())
     return 0
+
+
+def _guidance(entry: CatalogEntry) -> dict[str, Any]:
+    """What `--guidance-scale` is by default, and what turns it off: both as the model's family counts it."""
+    from tdm_serve.models.families.table import FAMILIES
+    from tdm_serve.validation import scale_of
+
+    off = FAMILIES[entry.family].guidance_off
+    return {"guidance_scale": scale_of(entry.guidance, off), "guidance_off": off}
+
+
+def _shown(entry: CatalogEntry) -> str:
+    scale, off = _guidance(entry).values()
+    return f"{scale:g}, off" if scale == off else f"{scale:g}, {off:g} is off"
