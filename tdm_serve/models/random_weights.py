@@ -14,16 +14,16 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar
 
 import torch
-from accelerate import init_empty_weights
 from torch import Tensor, nn
 
 from tdm_serve.errors import ConfigError, UnknownModel
 from tdm_serve.models.architectures import architecture_of
 from tdm_serve.models.catalog import resolve
 from tdm_serve.models.entries import Entry, catalogue
+from tdm_serve.models.outline import outline
 from tdm_serve.models.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -82,14 +82,9 @@ def build(kind: type[M], folder: Path, device: torch.device, dtype: torch.dtype)
 
     Equal configurations give equal weights on devices of one kind.
     """
-    untyped: Any = kind
-    with init_empty_weights(include_buffers=False):
-        if hasattr(untyped, "load_config"):
-            module: nn.Module = untyped.from_config(untyped.load_config(folder))
-        else:
-            module = untyped(untyped.config_class.from_pretrained(folder))
+    module = outline(kind, folder)
     fill(module, device, dtype)
-    return cast(M, module.to(device).eval().requires_grad_(False))
+    return module.to(device).eval().requires_grad_(False)
 
 
 @torch.no_grad()

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 
 from tdm_serve.models.families.table import FAMILIES, read_index
 from tdm_serve.models.folders import NETWORKS, component_files, network_of
+from tdm_serve.models.outline import outline
 from tdm_serve.models.quantise import is_quantised
 
 SCALE_BYTES = 4  # of a row in fp8, a float32
@@ -102,12 +102,7 @@ def _held(files: Iterable[Path]) -> tuple[Shapes, torch.dtype]:
 def _built(base: Path, name: str) -> Shapes:
     """Shapes of what a part's class holds, built without memory; the pipeline's index names the class."""
     library, kind = read_index(base)[name]
-    cls = getattr(importlib.import_module(library), kind)
-    with init_empty_weights():
-        if library == "diffusers":
-            module = cls.from_config(cls.load_config(base / name))
-        else:
-            module = cls(cls.config_class.from_pretrained(base / name))
+    module = outline(getattr(importlib.import_module(library), kind), base / name)
     tensors = (*module.named_parameters(), *module.named_buffers())
     return {key: tuple(tensor.shape) for key, tensor in tensors if tensor.is_floating_point()}
 
