@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import SD3Transformer2DModel, ZImageTransformer2DModel
+from diffusers import ZImageTransformer2DModel
 from torch import Tensor
 
 from tdm_serve.models.families.attention import attend, ragged
@@ -166,11 +166,11 @@ def zimage_errors(seed: int) -> tuple[float, float]:
 
 
 def sd3_errors(dual: tuple[int, ...], seed: int) -> tuple[float, float]:
-    model: SD3Transformer2DModel = transformer(dual, seed)
+    model = transformer(dual, seed).double()
     latents, text, pooled = torch.randn(3, 4, 8, 12).bfloat16(), torch.randn(3, 9, 20).bfloat16(), torch.randn(3, 12)
     pooled, time = pooled.bfloat16(), torch.tensor([900.0, 500.0, 3.0])
-    exact = model.double()(latents.double(), text.double(), pooled.double(), time, return_dict=False)[0]
-    half = model.to(torch.bfloat16)
+    exact = model(latents.double(), text.double(), pooled.double(), time, return_dict=False)[0]
+    half = model.to(dtype=torch.bfloat16)
     theirs = half(latents, text, pooled, time, return_dict=False)[0]
     denoiser = SD3Denoiser(half).pack()
     words = denoiser.refine_text(text, pooled)

@@ -13,20 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tdm_kernels import joint_attention
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor, kv_len: Tensor | None = None) -> Tensor:
     """Full attention of q, k, v (B, H, S, D) over the first `kv_len` (B,) int32 keys of each row -> (B, H, S, D).
 
-    Without `kv_len` all keys are attended. A CPU attends row by row over the real keys alone, so that the bits of a row
-    are those that it has without padding.
+    Without `kv_len` all keys are attended. On a CPU a row has the bits that it has without padding.
     """
-    if kv_len is None:
-        return F.scaled_dot_product_attention(q, k, v)
-    if q.device.type == "cpu" and not torch.compiler.is_compiling():
-        rows = zip(q.split(1), k.split(1), v.split(1), kv_len.tolist(), strict=True)
-        return torch.cat([F.scaled_dot_product_attention(x, y[:, :, :n], z[:, :, :n]) for x, y, z, n in rows])
-    mask = torch.arange(k.shape[2], device=k.device) < kv_len.unsqueeze(1)  # (B, S)
-    return F.scaled_dot_product_attention(q, k, v, mask[:, None, None])
+    if kv_len is None and q.device.type == "cpu":
+        return F.scaled_dot_product_attention(q, k, v)  # the same bits, without what an operation of our own costs
+    return joint_attention(q, k, v, kv_len)
 
 
 def ragged(texts: Sequence[Tensor], own: Sequence[int], length: int = 0) -> tuple[Tensor, Tensor | None]:
