@@ -67,7 +67,9 @@ class Settings(BaseSettings):
     dtype: str = Field("auto", description="auto, float32, bfloat16 or float16")
     backend: str = Field("auto", description="auto, eager, compiled, or onnx, onnx-cpu, onnx-cuda, onnx-tensorrt")
     engine: Path | None = Field(None, description="folder of an exported engine of the model (`tdm-serve export`)")
-    adapters: Literal["fused", "separate"] = Field("fused", description="fused is fast, separate needs less memory")
+    adapters: Literal["fused", "separate"] = Field(
+        "fused", description="fused is fast; separate needs less memory, and requests may choose an `adapter_scale`"
+    )
     strict: bool | None = Field(
         None, description="bitwise equal pixels in every batch; none: on a CPU, where it is cheap"
     )
