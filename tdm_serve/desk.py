@@ -78,7 +78,7 @@ class Desk:
             self._orders[order.number] = order
             self._items.update((item.work.id, item) for item in order.items)
             try:
-                order.promised_ms = self._promise_ms(order, now)
+                order.promise(self._promise_ms(order, now))
             except BaseException:  # a signal's exception, too, may not leave half an order here
                 self._forget(order)
                 raise
@@ -237,12 +237,12 @@ class Desk:
         """Takes in what came of a run and tells those who wait for it."""
         with self.lock:
             hung = self.watch.ends(now_ms())
+            self._open = None
+            self._scheduler.done(run, now_ms(), [item.work.id for item, _ in done.failed])
             if done.fits is not None:
                 self.profile.limit_batch(items[0].work.shape, done.fits)
             elif not done.failed and not hung:
-                self._observe(run.stage, items, done)
-            self._open = None
-            self._scheduler.done(run, now_ms(), [item.work.id for item, _ in done.failed])
+                self._observe(run.stage, items, done.fresh)
             self.counters.ran(run.stage, len(run.ids), done.ms, done.evaluations)
             self._tell(done.progress)
             for item, image in done.images:
@@ -250,11 +250,11 @@ class Desk:
             for item, error in done.failed:
                 self._settle(item.order, error)
 
-    def _observe(self, stage: Stage, items: Sequence[Item], done: Done) -> None:
-        """The profile learns while the engine runs."""
+    def _observe(self, stage: Stage, items: Sequence[Item], fresh: int) -> None:
+        """The profile learns while the engine runs: what a run took with the gap before it."""
         models = len({item.work.model for item in items}) if stage is Stage.STEP else 1
-        batch = done.fresh if stage is Stage.START else len(items)
-        self.profile.observe(stage, items[0].work.shape, batch, done.ms, models)
+        batch = fresh if stage is Stage.START else len(items)
+        self.profile.observe(stage, items[0].work.shape, batch, self._scheduler.took_ms, models)
 
     def _tell(self, progress: Iterable[tuple[Item, Progress, object]]) -> None:
         letters: list[Letter] = []
@@ -282,12 +282,13 @@ class Desk:
         if order.outcome is not None:
             return
         order.outcome = outcome
+        order.mailbox.took_ms = took_ms = now_ms() - order.arrived_ms
         self._forget(order)
         if order.previews and not isinstance(outcome, Exception):
             self._previews.settle(order.mailbox, outcome)
         else:
             self._post([(order.mailbox, outcome)])
-        self.counters.settled(outcome, order.promised_ms, now_ms() - order.arrived_ms)
+        self.counters.settled(outcome, order.promised_ms, took_ms)
         order.items.clear()
         order.images.clear()
 
@@ -325,7 +326,7 @@ class Desk:
             if isinstance(promise, Refusal):
                 self._settle(order, _refusal(promise))
             else:
-                order.promised_ms = now - order.arrived_ms + promise.eta_ms
+                order.promise(now - order.arrived_ms + promise.eta_ms)
 
 
 def _refusal(refusal: Refusal) -> Overloaded:

@@ -27,6 +27,10 @@ class Order:
     outcome: Outcome | None = None
     items: list[Item] = field(default_factory=list["Item"])
 
+    def promise(self, ms: float) -> None:
+        """All pictures will be there in so many milliseconds from arrival, and whoever waits for them may know."""
+        self.promised_ms = self.mailbox.promised_ms = ms
+
 
 @dataclass(slots=True, eq=False)
 class Item:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -31,8 +30,9 @@ from tdm_serve.scheduler.nouns import Stage
 FORMAT = 1  # of the file; another one is measured again
 UNMEASURED_MS = 100.0  # a stage of which nothing at all is known
 TOLERANCE = 0.03  # a smaller batch is preferred unless a larger one gives this much more pictures a second
-WINDOW = 5  # samples whose median is taken
-BLEND = 0.2  # weight of a new median in the moving average
+WINDOW = 5  # first samples, of which the median is taken
+WEIGHT = 0.02  # of each later sample in the moving average; the scheduler's calibration follows what is brief
+BOUND = 1.5  # a sample is taken as at most so many times the average and at least one over it
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +48,20 @@ class Device:
 
 @dataclass(slots=True)
 class Entry:
-    """One cell of the table. Medians keep a single slow sample out; the moving average follows what lasts."""
+    """One cell of the table: the median of the first samples, then a moving average that a stall spoils little.
+
+    An average, since queues add times up: a machine that is now and then slower has a mean above its median.
+    """
 
     ms: float = 0.0
-    samples: int = 0
-    recent: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    first: list[float] = field(default_factory=list[float])
 
     def add(self, ms: float) -> None:
-        self.recent.append(ms)
-        self.samples += 1
-        median = statistics.median_low(self.recent)
-        self.ms = median if self.samples <= WINDOW else self.ms + BLEND * (median - self.ms)
+        if len(self.first) < WINDOW:
+            self.first.append(ms)
+            self.ms = statistics.median_low(self.first)
+        else:
+            self.ms += WEIGHT * (min(max(ms, self.ms / BOUND), self.ms * BOUND) - self.ms)
 
 
 class Profile:

@@ -21,6 +21,8 @@ class Mailbox:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.number = 0  # of the ticket, once it has one
+        self.promised_ms = 0.0  # from acceptance to the last picture
+        self.took_ms: float | None = None  # the same as it was
         self.progress: list[Progress] = []
         self.outcome: Outcome | None = None
         self._waiters: list[asyncio.Future[None]] = []
@@ -122,6 +124,16 @@ class Ticket:
     def eta_ms(self) -> float:
         """Milliseconds from now until all pictures are predicted to be there; 0 when done."""
         return 0.0 if self.done else self._owner.eta_ms(self._number)
+
+    @property
+    def promised_ms(self) -> float:
+        """Milliseconds from acceptance in which all pictures were promised."""
+        return self._mailbox.promised_ms
+
+    @property
+    def took_ms(self) -> float | None:
+        """Milliseconds from acceptance to the outcome; None until then."""
+        return self._mailbox.took_ms
 
     @property
     def position(self) -> int:

@@ -27,6 +27,11 @@ def note(request: Request, **facts: Any) -> None:
     request.scope.setdefault("state", {}).setdefault("facts", {}).update(facts)
 
 
+def spent_ms(request: Request) -> float:
+    """Milliseconds since the request came."""
+    return (time.perf_counter() - request.scope["state"]["started"]) * 1000
+
+
 class Access:
     """ASGI middleware, inside `RequestId`."""
 
@@ -39,6 +44,7 @@ class Access:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         started, status, ended = time.perf_counter(), CLIENT_GONE, False
+        scope.setdefault("state", {})["started"] = started
 
         async def watched(message: Message) -> None:
             nonlocal status, ended

@@ -150,9 +150,9 @@ class Door:
         for picture in (*plan.waiting, *[seat.picture for seat in (*plan.active, *plan.finishing)]):
             number = picture.work.id
             end = after.ends[number]
-            if end > limits[number] + picture.grace_ms and number in before.ends:
+            if end > limits[number] + picture.leeway_ms and number in before.ends:
                 expected = before.ends[number]
-                if end > expected + max(picture.grace_ms, DRIFT * (expected - before.made_ms)):
+                if end > expected + max(picture.leeway_ms, DRIFT * (expected - before.made_ms)):
                     return True
         return False
 

@@ -7,7 +7,7 @@ from tdm_serve.scheduler.nouns import Stage
 MEMORY = 0.97  # part of the past that stays with each run
 BOUND = 2.0  # a ratio is taken as at most this and at least one over it, so that a stall spoils little
 
-UP, DOWN = 0.06, 0.025  # steps of what is left free for company
+UP, DOWN = 0.1, 0.01  # steps of what is left free for company
 
 
 class Calibration:
@@ -35,7 +35,7 @@ class Company:
 
     A forecast without further arrivals is right for an idle device, and too good under load where large batches pay.
     Promises leave this part of the room free, so that arrivals can use it. It goes up while promises are used up, and
-    down while they are not, and settles where about three in ten are.
+    down while they are not, and settles where about one in ten is.
     """
 
     def __init__(self) -> None:

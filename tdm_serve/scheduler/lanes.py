@@ -10,7 +10,7 @@ from tdm_serve.scheduler.nouns import Costs, Stage
 
 TOLERANCE = 0.03  # a smaller decoding batch is preferred unless a larger one gives this much more pictures a second
 
-WORTHWHILE = 1.25  # full batches gain much where they do this much more than one by one
+WORTHWHILE = 1.5  # full batches gain much where they do this much more than one by one
 
 
 class Lane:
@@ -106,7 +106,10 @@ class Lane:
         return full * self._pass_ms(self.best, steps) + (self._pass_ms(rest, steps) if rest else 0.0)
 
     def worthwhile(self, steps: int) -> bool:
-        """Whether full batches gain so much that promises leave room for company, and full batches are never split."""
+        """Whether full batches gain so much that all may join, and promises leave room for company.
+
+        Keeping others out would let the device fall behind there, and then every promise with it.
+        """
         return self.best * self._pass_ms(1, steps) >= WORTHWHILE * self._pass_ms(self.best, steps)
 
     def company_ms(self, steps: int, own_ms: float) -> float:

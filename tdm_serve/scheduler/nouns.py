@@ -108,7 +108,7 @@ class Policy:
     max_waiting: int = 256  # pictures that have not begun
     max_wait_ms: float = 60_000.0  # no ETA beyond this is promised
     max_batch: int = 64  # cap on the measured best batch
-    slack: float = 0.05  # part of an ETA by which later arrivals may delay what was promised
+    slack: float = 0.08  # part of an ETA by which later arrivals may delay what was promised
     deadline_margin: float = 0.05  # a deadline is accepted only with this part of the ETA to spare
     aging_ms: float = 500.0  # what one level of priority is worth in waiting
     fair_share: float = 0.5  # part of what a tenant queued beyond its share by which others may delay it

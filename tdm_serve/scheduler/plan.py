@@ -20,7 +20,8 @@ class Picture:
     key: float = 0.0  # its place among what waits: smaller is earlier
     share_ms: float = 0.0  # what it takes of the device
     due_ms: float = float("inf")  # no later arrival may delay it beyond this
-    grace_ms: float = 0.0  # what reality allows on top, so that a forecast join does not fail by a hair
+    firm: bool = True  # whether that goes for those that join its batch, too; else they may come as they like
+    leeway_ms: float = 0.0  # what admission allows on top; none for firm ones
     joins: bool = True  # may run with pictures of its shape ahead of earlier ones of another shape
     urgent: bool = False  # its deadline needs it to run before what has begun
 
@@ -46,10 +47,9 @@ class Move:
 class Plan:
     """What waits, in order; what has begun, in order; what is to be decoded, in order."""
 
-    __slots__ = ("active", "finishing", "grace", "waiting")
+    __slots__ = ("active", "finishing", "waiting")
 
     def __init__(self) -> None:
-        self.grace = 1  # times that grace is given: 0 in forecasts
         self.waiting: list[Picture] = []
         self.active: list[Seat] = []
         self.finishing: list[Seat] = []
@@ -58,7 +58,6 @@ class Plan:
         """A plan to play with, and the open `move` in terms of its seats."""
         twins = {id(seat): Seat(seat.picture, seat.left) for seat in (*self.active, *self.finishing)}
         twin = Plan()
-        twin.grace = 0
         twin.waiting = self.waiting.copy()
         twin.active = [twins[id(seat)] for seat in self.active]
         twin.finishing = [twins[id(seat)] for seat in self.finishing]
@@ -114,13 +113,13 @@ def decide(plan: Plan, now_ms: float) -> Move | None:
     if waiting and waiting[0].urgent and not (active and active[0].picture.urgent):
         return _begin([picture for picture in _like(waiting, waiting[0].lane, []) if picture.urgent])
     if not active:
-        return _begin(_harmless([], _like(waiting, waiting[0].lane, []), plan.grace, now_ms)) if waiting else None
+        return _begin(_harmless([], _like(waiting, waiting[0].lane, []), now_ms)) if waiting else None
     group, ms = _group(active)
     lane = group[0].picture.lane
     repeats = min([seat.left for seat in group])
     if waiting and len(group) == len(active) and len(group) < lane.best:
         found = _like(waiting, lane, group)
-        if found and (joining := _harmless(group, found, plan.grace, now_ms)):
+        if found and (joining := _harmless(group, found, now_ms)):
             return _begin(joining)
         repeats = 1 if found else repeats
     return Move(Stage.STEP, group, ms, repeats)
@@ -182,32 +181,31 @@ def _mixes(lane: Lane, counts: dict[str, int], model: str) -> bool:
     return True
 
 
-def _harmless(group: Sequence[Seat], found: list[Picture], grace: int, now_ms: float) -> list[Picture]:
-    """As many of `found`, from the first, as may run with `group` so that everybody is still done when due.
+def _harmless(group: Sequence[Seat], found: list[Picture], now_ms: float) -> list[Picture]:
+    """As many of `found`, from the first, as may run with `group` so that all firm ones are still done when due.
 
-    One of `group` that is late already keeps others out, too; that ends with it. One that begins now has no say where
-    it would be late by itself as well, nor in a full batch where those gain much: otherwise a late queue would run one
-    by one and get later still.
+    A firm one that is late already keeps others out, too; where all that could begin are late, they begin together, or
+    the queue would run one by one and get later still.
     """
-    lane = found[0].lane
-    if not group and (
-        (len(found) == lane.best and lane.worthwhile(found[0].work.steps)) or _in_no_hurry(found, now_ms)
-    ):
+    if not any(seat.picture.firm for seat in group) and not any(picture.firm for picture in found):
         return found
-    seats = [Seat(picture, picture.work.steps) for picture in found]
-    late_alone = {id(seat) for seat in seats if seat.picture.due_ms < _alone(seat, now_ms)}
+    if not group and (_in_no_hurry(found, now_ms) or _all_late(found, now_ms)):
+        return found
+    lane, seats = found[0].lane, [Seat(picture, picture.work.steps) for picture in found]
 
     def harmless(count: int) -> bool:
-        size = len(group) + count
-        counts = _counts([*group, *seats[:count]])
-        step = lane.step(size) if len(counts) == 1 else lane.mixed(list(counts.values()))[0]
+        batch, counts = [*group, *seats[:count]], _counts([*group, *seats[:count]])
+        step = lane.step(len(batch)) if len(counts) == 1 else lane.mixed(list(counts.values()))[0]
         begun = now_ms + lane.start(count, sum([picture.work.cached for picture in found[:count]]))
-        return all(
-            seat.picture.due_ms + grace * seat.picture.grace_ms >= end or id(seat) in late_alone
-            for seat, end in _ends([*group, *seats[:count]], begun, step)
-        )
+        return all(seat.picture.due_ms >= end or not seat.picture.firm for seat, end in _ends(batch, begun, step))
 
     return found[: max(0 if group else 1, _largest(len(found), harmless))]
+
+
+def _all_late(pictures: Sequence[Picture], now_ms: float) -> bool:
+    """Whether each misses its moment even if it is the next and alone."""
+    steps = max([picture.work.steps for picture in pictures])
+    return max([picture.due_ms for picture in pictures]) < now_ms + pictures[0].lane.service_ms(1, steps)
 
 
 def _in_no_hurry(pictures: Sequence[Picture], now_ms: float) -> bool:
@@ -240,12 +238,6 @@ def _ends(seats: Sequence[Seat], begun_ms: float, step_ms: float) -> list[tuple[
             decoded += 0.0 if place % decodes else lane.finish(min(decodes, len(ready) - place))
             ends.append((seat, decoded + left * step_ms))
     return ends
-
-
-def _alone(seat: Seat, now_ms: float) -> float:
-    """When a picture that has not begun is decoded if it begins now, alone."""
-    lane = seat.picture.lane
-    return now_ms + lane.start(1, int(seat.picture.work.cached)) + seat.left * lane.step(1) + lane.finish(1)
 
 
 def _left(seat: Seat) -> int:

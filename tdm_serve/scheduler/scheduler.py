@@ -28,7 +28,7 @@ from tdm_serve.scheduler.nouns import (
 from tdm_serve.scheduler.plan import Move, Picture, Plan, decide
 
 DEFAULT = Policy()
-GRACE = 0.02  # part of an ETA by which runs may go on as forecast although a little slower
+LEEWAY = 0.05  # part of an ETA by which newcomers may delay a promise where batches gain much
 SAFETY = 0.05  # part by which a wait before another try is longer than predicted
 KEPT_OUTCOMES = 1024
 
@@ -65,6 +65,7 @@ class Scheduler:
         self._lanes = Lanes(costs, policy.max_batch, self.calibration.ratios)
         self._shares = Shares(policy)
         self._door = Door(policy, self._shares, self._ahead)
+        self.took_ms = 0.0  # by the run that was done last, with the gap before it where the device had no pause
         self._plan = Plan()
         self._open: _Open | None = None
         self._gone: set[int] = set()  # pictures of the open run that were cancelled
@@ -125,7 +126,8 @@ class Scheduler:
             raise ValueError(f"{run} is not the open run")
         since_ms = opened.since_ms if self._free_ms is None else self._free_ms
         raw_ms = opened.move.ms / self.calibration.ratios[run.stage]
-        self.calibration.add(run.stage, raw_ms, now_ms - since_ms)
+        self.took_ms = now_ms - since_ms
+        self.calibration.add(run.stage, raw_ms, self.took_ms)
         self._free_ms = now_ms
         gone = self._gone | set(failed)
         self._plan.put(opened.move, gone)
@@ -252,7 +254,8 @@ class Scheduler:
         last = max(pictures, key=lambda picture: place.forecast.ends[picture.work.id])
         end_ms = place.forecast.ends[last.work.id]
         room_ms = last.lane.company_ms(last.work.steps, end_ms - place.forecast.begins[last.work.id])
-        learned = self.company.part if last.lane.worthwhile(last.work.steps) else 0.0
+        worthwhile = last.lane.worthwhile(last.work.steps)
+        learned = self.company.part if worthwhile else 0.0
         alone_ms = end_ms - now_ms
         eta_ms = alone_ms + max(learned * room_ms, min(room_ms, self.policy.slack * alone_ms))
         due_ms = now_ms + eta_ms * (1 + self.policy.slack)
@@ -261,7 +264,8 @@ class Scheduler:
         position = self.running + place.queue.index(pictures[0])
         for picture in pictures:
             picture.due_ms = due_ms
-            picture.grace_ms = GRACE * eta_ms if work.deadline_ms is None else 0.0
+            picture.firm = work.deadline_ms is not None or not worthwhile
+            picture.leeway_ms = 0.0 if picture.firm else LEEWAY * eta_ms
         ids = {picture.work.id for picture in pictures}
         self._tickets[work.ticket] = _Ticket(ids, now_ms, eta_ms, end_ms, room_ms, work.deadline_ms)
         self._plan.waiting = place.queue

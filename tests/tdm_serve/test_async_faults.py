@@ -124,6 +124,8 @@ def test_one_bad_picture_fails_its_ticket_and_frees_the_rest_of_it(run: Run, dev
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_out_of_memory_halves_the_batch(run: Run, device: ToyDevice, stage: str) -> None:
+    device.call_s = 0.002  # so that batches pay, and pictures join
+
     async def play(engine: AsyncEngine) -> None:
         device.fits[stage] = 2
         requests = [asked("a star", seed) for seed in range(6)]

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 
-from tdm_app.access import note
+from tdm_app.access import note, spent_ms
 from tdm_app.asking import facts_of, tenant_of, understand
 from tdm_app.auth import caller_of
 from tdm_app.delivery import respond
@@ -37,11 +37,10 @@ def images_router(service: Service, limiter: Limiter) -> APIRouter:
         The header `x-eta-ms` says in how many milliseconds they were predicted to be there when they were accepted. A
         stream that begins before the model is warm has none.
         """
-        began = time.perf_counter()
         caller = caller_of(request)
         asked = understand(body, service.infos, service.settings, tenant_of(caller, body.user))
         limiter.pictures(caller, body.n)
-        asked_ns, submitted = time.time_ns(), time.perf_counter()
+        asked_ns = time.time_ns()
         if body.stream and service.warming:
             for one in asked.requests:
                 service.engine.check(one)  # what is wrong is a plain error even now
@@ -49,21 +48,22 @@ def images_router(service: Service, limiter: Limiter) -> APIRouter:
             return EventStream(
                 kept_alive(image_events(service, body, asked, None, request), service.settings.keepalive_s)
             )
+        warm = service.ready
         submit = service.submit(asked.requests, asked.terms, previews=body.partial_images > 0)
         ticket = await while_connected(submit, request.receive)
-        eta_ms = ticket.eta_ms + service.outside.ms
+        eta_ms = ticket.promised_ms + service.outside.ms
         headers = {"x-eta-ms": f"{eta_ms:.0f}"}
         note(request, **facts_of(body, asked, service.settings), eta_ms=round(eta_ms, 1))
         if body.stream:
             events = image_events(service, body, asked, ticket, request)
             return EventStream(kept_alive(events, service.settings.keepalive_s), headers)
         pictures, made_ns = await pictures_of(ticket, request.receive), time.time_ns()
-        in_engine_s = time.perf_counter() - submitted
         base_url = service.base_url(request)
         answer = await respond(service, body, pictures, owner=caller.id, base_url=base_url)
         trace_pictures(request, pictures, asked_ns, made_ns)
         content = answer.model_dump_json(exclude_none=True)
-        service.outside.add((time.perf_counter() - began - in_engine_s) * 1000)
+        if warm and ticket.took_ms is not None:
+            service.outside.add(spent_ms(request) - ticket.took_ms)
         return Response(content, media_type="application/json", headers=headers)
 
     return router

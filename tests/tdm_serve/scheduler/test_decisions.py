@@ -45,7 +45,7 @@ def test_one_picture_goes_through_its_stages(cpu: Profile, small: Shape, work: M
     scheduler = Scheduler(cpu)
     assert scheduler.next(0.0) == Idle()
     promise = accept(scheduler, [work()])
-    assert promise.eta_ms == pytest.approx(cpu.alone_ms(small), rel=0.06) and promise.position == 0
+    assert promise.eta_ms == pytest.approx(cpu.alone_ms(small), rel=0.09) and promise.position == 0
     stages = [run.stage for run in drain(scheduler, cpu, small)]
     assert stages == [Stage.START, *[Stage.STEP] * 4, Stage.FINISH]
     assert scheduler.next(1000.0) == Idle() and scheduler.waiting == scheduler.running == 0
@@ -196,7 +196,7 @@ def test_an_arrival_joins_running_work_where_it_breaks_no_promise(
     cpu: Profile, gpu: Profile, small: Shape, work: Make
 ) -> None:
     for costs, joins in ((gpu, True), (cpu, False)):
-        scheduler = Scheduler(costs)
+        scheduler = Scheduler(costs, Policy(slack=0.05))
         accept(scheduler, [work(steps=4)])
         now = 0.0
         for _ in range(2):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -39,7 +40,7 @@ def test_goodput_holds_under_overload(cpu: Profile, small: Shape, poisson: Poiss
     trace = simulate(poisson(load * most, 15, seed=5, tenants=tenants), cpu, BRIEF, noise=0.05)
     assert trace.goodput(3000, 15_000) >= 0.9 * most
     assert trace.late() <= 0.01
-    assert max(result.took_ms for result in trace.accepted) <= 1.1 * BRIEF.max_wait_ms
+    assert max(result.took_ms for result in trace.accepted) <= (1 + BRIEF.slack) ** 2 * BRIEF.max_wait_ms
 
 
 @pytest.mark.parametrize("load", [0.8, 1.5, 2.0])
@@ -182,3 +183,20 @@ def test_a_late_picture_does_not_hold_the_queue_up(gpu: Profile, small: Shape, p
     trace = simulate(poisson(0.9 * capacity(gpu, small, 4), 15), stalling, believed=gpu)
     last = [result for result in trace.accepted if result.arrival.at_ms > 12_000]
     assert max(result.took_ms for result in last) < 2500
+
+
+def test_mixed_shapes_do_not_starve_batches_that_pay(gpu: Profile, small: Shape, poisson: Poisson) -> None:
+    """Promises once kept later arrivals out of running batches, and the device fell behind at half its capacity."""
+    longer = replace(small, text=small.text + 32)
+    load = 0.7 * capacity(gpu, small, 4)
+    trace = simulate(poisson(load, 20, seed=2, shapes=(small, longer)), gpu, noise=0.1)
+    assert p95([result.took_ms for result in trace.accepted]) <= 10 * gpu.alone_ms(small)
+
+
+def test_a_late_picture_does_not_make_a_full_queue_late(cpu: Profile, small: Shape, poisson: Poisson) -> None:
+    """What is late keeps others out of its batch, which once spread through the queue: it then ran one by one."""
+    most = capacity(cpu, small, 4)
+    for seed in range(4):
+        trace = simulate(poisson(2 * most, 15, seed=seed), cpu, BRIEF, noise=0.15, seed=seed)
+        assert trace.goodput(3000, 15_000) >= 0.9 * most
+        assert trace.late() <= 0.03
