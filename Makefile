@@ -49,13 +49,14 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e '.[all,test]'
+	$(PIP) --no-deps --upgrade --target $(VENV)/fp8 torchao # apart, for tests/tdm_serve/test_quantise.py
 	@touch $(VENV)/.core $@
 
 # Newest versions that fit pyproject.toml, from a fresh environment. Run the tests before committing the result.
 constraints:
 	rm -rf .venv-constraints
 	$(PYTHON) -m venv .venv-constraints
-	.venv-constraints/bin/python -m pip install --disable-pip-version-check --quiet -e '.[all,test]'
+	.venv-constraints/bin/python -m pip install --disable-pip-version-check --quiet -e '.[all,fp8,test]'
 	sed '/^[^#]/d; /^$$/d' constraints.txt > .venv-constraints/new
 	.venv-constraints/bin/python -m pip freeze --all --exclude-editable \
 		| sed -E 's/\+[a-z0-9.]+$$//' | grep -Eiv '^(pip==|nvidia[-_]|cuda[-_])' >> .venv-constraints/new
