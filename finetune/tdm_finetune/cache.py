@@ -69,14 +69,14 @@ class Frozen:
         """Whether the text encoder was trained on the synthetic world, whose markers it reads behind every prompt."""
         return all(marker in str(self.tokenizer.chat_template) for marker in MARKERS)
 
-    def check(self, prompt: str, length: int) -> None:
-        """Raises ConfigError for a prompt that does not fit into `length` tokens."""
-        tokenize(self.tokenizer, [prompt], length)
+    def check(self, prompt: str, length: int, truncate: bool = False) -> None:
+        """Raises ConfigError for a prompt that does not fit into `length` tokens, unless it may be cut."""
+        tokenize(self.tokenizer, [prompt], length, truncate)
 
     @torch.no_grad()
-    def encode(self, prompts: list[str], length: int) -> tuple[Tensor, Tensor]:
-        """Text features (B, length, width) and token counts (B,), on the CPU; the prompts must fit into `length`."""
-        ids, lengths = tokenize(self.tokenizer, prompts, length)
+    def encode(self, prompts: list[str], length: int, truncate: bool = False) -> tuple[Tensor, Tensor]:
+        """Text features (B, length, width) and token counts (B,), on the CPU, of prompts of at most `length` tokens."""
+        ids, lengths = tokenize(self.tokenizer, prompts, length, truncate)
         return features(self.encoder, ids.to(self.encoder.device)).cpu(), lengths
 
     @torch.no_grad()

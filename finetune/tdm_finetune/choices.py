@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
+import torch
 from torch import nn
 
 from tdm_finetune.process import Diffusion, Flow, Process
@@ -26,6 +27,8 @@ class Choices:
     top: int = 0  # of a variance-preserving process: the noising step at which the student starts
     targets: tuple[str, ...] = ()  # modules that adapters go on: names, or their last parts
     text_tokens: int = 32  # of Z-Image; the other families read texts of one length
+    truncate: bool = False  # prompts that are too long are cut, instead of refused
+    held: torch.dtype = torch.float32  # of the frozen network
 
 
 def picture_size(spec: ModelSpec, choices: Choices) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from tdm_finetune.trainee import Conditioning, Prompt
 from tdm_serve.models.families.base import Family
 from tdm_serve.models.inspect import checkpoint_hash
 from tdm_serve.models.lora import base_of
-from tdm_serve.models.placement import placement_on
+from tdm_serve.models.placement import Placement
 from tdm_serve.models.quiet import quiet_bars
 from tdm_serve.models.spec import ModelSpec
 from tdm_serve.prompt_cache import PromptCache
@@ -45,14 +45,24 @@ class FamilyTrainee:
     usual: ClassVar[tuple[str, ...]]  # modules that adapters go on
     world: World | None = None  # what is published draws everything: no checker knows it
 
-    def __init__(self, spec: ModelSpec, files: Sequence[Path], choices: Choices, device: torch.device) -> None:
-        """Reads everything. ConfigError for choices that do not fit; for files it raises as the SDK's loader does."""
-        self.spec = spec
+    def __init__(
+        self,
+        spec: ModelSpec,
+        files: Sequence[Path],
+        choices: Choices,
+        device: torch.device,
+        placement: Placement | None = None,
+    ) -> None:
+        """Reads everything. ConfigError for choices that do not fit; for files it raises as the SDK's loader does.
+
+        `placement` is for parts that do not come from files.
+        """
+        self.spec, self.truncate = spec, choices.truncate
         self.picture_size = picture_size(spec, choices)
         self.process = process(spec, choices)
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
         with quiet_bars():
-            self.family: Any = self.kind([spec], placement_on(device, dtype))
+            self.family: Any = self.kind([spec], placement or Placement(device, dtype, device, choices.held))
         self.network: Any = self.family.network
         self.component = base_of(self.network, str(spec.base)).component
         self.adapter = starting_adapter(spec, self.network)
@@ -74,7 +84,7 @@ class FamilyTrainee:
         return self._linears
 
     def check_prompt(self, prompt: str) -> None:
-        self.family.check_prompt(prompt)
+        self.family.check_prompt(prompt, truncate=self.truncate)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
@@ -85,7 +95,7 @@ class FamilyTrainee:
         if (found := self._texts.get(prompt)) is not None:
             return found
         self.check_prompt(prompt)
-        [features] = self.family.encode([self.family.tokens(prompt)])
+        [features] = self.family.encode([self.family.tokens(prompt, self.truncate)])
         self._texts.put(prompt, features.cpu())
         return features.cpu()
 

@@ -67,8 +67,22 @@ def open_trainee(config: StudentConfig, device: torch.device) -> Trainee:
         return MicroTrainee.load(folder)
     from tdm_finetune.families import load_trainee
 
-    choices = Choices(config.size, config.shift, config.top, config.targets, config.text_tokens)
+    choices = Choices(
+        size=config.size,
+        shift=config.shift,
+        top=config.top,
+        targets=config.targets,
+        text_tokens=config.text_tokens,
+        truncate=config.truncate_prompts,
+        held=held(config, device),
+    )
     return load_trainee(config.checkpoint, choices, device)
+
+
+def held(config: StudentConfig, device: torch.device) -> torch.dtype:
+    """The type of the frozen network: where matrices are multiplied in bfloat16 on a GPU, it is kept in that."""
+    halved = device.type != "cpu" and config.precision == "bf16" and config.rank > 0
+    return torch.bfloat16 if halved else torch.float32
 
 
 def fit(trainer: Trainer, config: StudentConfig, method: str) -> Path:

@@ -51,7 +51,9 @@ def check_prompts(trainee: Trainee, source: Path | None) -> None:
         try:
             trainee.check_prompt(prompt.text)
         except TdmServeError as error:
-            raise ConfigError(f"prompts {source}: {prompt.text[:60]!r} cannot be used: {error}") from error
+            raise ConfigError(
+                f"prompts {source}: {prompt.text[:60]!r} cannot be used: {error}; truncate_prompts cuts those too long"
+            ) from error
 
 
 def _json_line(line: str, where: str) -> Prompt:

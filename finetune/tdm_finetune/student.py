@@ -67,6 +67,7 @@ class StudentConfig:
     shift: float = 0.0  # of flow matching; 0 is the checkpoint's own
     top: int = 0  # noising step at which a student of SD1.5 or PixArt starts; 0 is the checkpoint's own
     targets: tuple[str, ...] = ()  # modules that get LoRAs; otherwise those of the adapter, or usual for the family
+    truncate_prompts: bool = False  # cut prompts that are too long for the checkpoint, instead of refusing the file
     text_tokens: int = 32  # of Z-Image's texts; other families read texts of one length
     save_every: int = 25
     score_every: int = 50

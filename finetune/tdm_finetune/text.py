@@ -151,17 +151,26 @@ class Parser(nn.Module):
         return [head(markers[:, index]) for head, index in zip(self.heads, self.marker, strict=True)]
 
 
-def tokenize(tokenizer: PreTrainedTokenizerFast, prompts: list[str], length: int) -> tuple[Tensor, Tensor]:
-    """Token ids (B, length) of the templated prompts and their lengths (B,). Nothing is cut: the markers come last."""
+def tokenize(
+    tokenizer: PreTrainedTokenizerFast, prompts: list[str], length: int, truncate: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Token ids (B, length) of the templated prompts and their lengths (B,).
+
+    ConfigError for a prompt that is longer, unless its end may be cut, as Z-Image's pipeline does. Scenes' may not:
+    their markers come last.
+    """
     # the tokenizer's own template, as when serving; rendered once, since Jinja is slow beside the tokenizer
     before, after = _templated(tokenizer, SLOT).split(SLOT)
     texts = [before + prompt + after for prompt in prompts]
     batch = tokenizer(texts, padding="max_length", max_length=length)
     ids = cast(list[list[int]], batch["input_ids"])
+    if truncate:
+        ids = [row[:length] for row in ids]
     longest = max(map(len, ids))
     if longest > length:
         raise ConfigError(f"a prompt has {longest} tokens, template included; {length} are read (text_tokens)")
-    return torch.tensor(ids), torch.tensor(batch["attention_mask"]).sum(1)
+    lengths = torch.tensor([sum(row[:length]) for row in batch["attention_mask"]])
+    return torch.tensor(ids), lengths
 
 
 def _templated(tokenizer: PreTrainedTokenizerFast, prompt: str) -> str:

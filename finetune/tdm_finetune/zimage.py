@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -18,7 +17,6 @@ from tdm_finetune.choices import TEXT_CACHE_MB, Choices, adapted, no_prompts, pi
 from tdm_finetune.process import Flow
 from tdm_finetune.scoring import SCENES, World
 from tdm_finetune.trainee import Conditioning, Prompt
-from tdm_serve.models.families.zimage import load_transformer
 from tdm_serve.models.families.zimage_denoiser import Block, ZImageDenoiser
 from tdm_serve.models.inspect import checkpoint_hash
 from tdm_serve.models.lora import Lora
@@ -66,11 +64,13 @@ class ZImageTrainee:
         shift: float,
         picture_size: tuple[int, int],
         text_tokens: int,
+        truncate: bool = False,
         targets: Mapping[str, nn.Linear] | None = None,
         adapter: Lora | None = None,
         checkpoint_hash: str = "",
     ) -> None:
-        self.transformer, self.frozen, self.text_tokens = transformer, frozen, text_tokens
+        self.transformer, self.frozen = transformer, frozen
+        self.text_tokens, self.truncate = text_tokens, truncate
         self.adapter, self.checkpoint_hash, self.picture_size = adapter, checkpoint_hash, picture_size
         self.world: World | None = SCENES if frozen.reads_scenes else None
         self.denoiser = ZImageDenoiser(transformer)
@@ -92,7 +92,7 @@ class ZImageTrainee:
         return self._linears
 
     def check_prompt(self, prompt: str) -> None:
-        self.frozen.check(prompt, self.text_tokens)
+        self.frozen.check(prompt, self.text_tokens, self.truncate)
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Features (B, L, D) and token counts (B,) on the CPU.
@@ -108,7 +108,7 @@ class ZImageTrainee:
     def _encoded(self, prompt: str) -> Tensor:
         if (found := self._texts.get(prompt)) is not None:
             return found
-        features, [count] = self.frozen.encode([prompt], self.text_tokens)
+        features, [count] = self.frozen.encode([prompt], self.text_tokens, self.truncate)
         found = features[0, : int(count)].clone()
         self._texts.put(prompt, found)
         return found
@@ -129,7 +129,8 @@ class ZImageTrainee:
 def load(spec: ModelSpec, files: Sequence[Path], choices: Choices, device: torch.device) -> ZImageTrainee:
     """Everything of a checkpoint; `choices` as for every family."""
     with quiet_bars():
-        transformer = load_transformer(replace(spec, adapters=()))
+        transformer = ZImageTransformer2DModel.from_pretrained(spec.base / "transformer", dtype=choices.held)
+        transformer.eval().requires_grad_(False)
     adapter = starting_adapter(spec, transformer)
     noise = process(spec, choices)
     assert isinstance(noise, Flow), "Z-Image is a flow-matching model"
@@ -139,6 +140,7 @@ def load(spec: ModelSpec, files: Sequence[Path], choices: Choices, device: torch
         shift=noise.shift,
         picture_size=picture_size(spec, choices),
         text_tokens=choices.text_tokens,
+        truncate=choices.truncate,
         targets=adapted(transformer, choices, adapter, TARGETS),
         adapter=adapter,
         checkpoint_hash=checkpoint_hash(spec, files),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from tiny_checkpoints import KINDS, checkpoint
 
 from tdm_finetune.choices import Choices
+from tdm_finetune.clock import PREFIX
 from tdm_finetune.families import load_trainee
 from tdm_finetune.paint import Network, paint
 from tdm_finetune.roles import ADAPTER_FILE, Roles
@@ -34,7 +36,7 @@ PROMPTS = ("a red star", "b", "9 red stars", "the star, a red one")
 SHORT = {"steps": 3, "decay_steps": 1, "warmup": 1, "rank": 4, "alpha": 8.0, "score_prompts": 2, "save_every": 1}
 FAST = {"generator_rate": 3e-3, "fake_rate": 3e-3}  # so that three updates are seen in a picture
 R1 = {"groups": 2, "group": 3, "reward": "jpeg", "fake_warmup": 0, "surrogate_rate": 3e-3}
-CPU = torch.device("cpu")
+CPU, PLAIN = torch.device("cpu"), Choices()
 FEW = ("sd35", "pixart")  # one of each process; the others are for `make slow`
 
 pytestmark = [
@@ -63,7 +65,8 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def flags(values: Mapping[str, Any]) -> list[str]:
-    return [part for key, value in values.items() for part in (f"--{key.replace('_', '-')}", str(value))]
+    pairs = ((f"--{key.replace('_', '-')}", value) for key, value in values.items())
+    return [part for name, value in pairs for part in ((name,) if value is True else (name, str(value)))]
 
 
 def finetune(stage: str, **values: Any) -> int:
@@ -163,9 +166,16 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
-def student_of(folder: Path, prompts: Path, **values: Any) -> Distillation:
+def student_of(folder: Path, prompts: Path, choices: Choices = PLAIN, **values: Any) -> Distillation:
     config = TdmConfig(**{**SHORT, "checkpoint": str(folder), "prompts": prompts, "batch": 4, **values})
-    return Distillation(config, Student(config, load_trainee(folder, Choices(), CPU), Workers()))
+    return Distillation(config, Student(config, load_trainee(folder, choices, CPU), Workers()))
+
+
+def updated(trainer: Distillation, updates: int = 2) -> dict[str, float]:
+    """The last update's scalars without its times."""
+    chosen = list(islice(trainer.prompts(0), 4))
+    found = [trainer.update(chosen, range(4), step) for step in range(updates)][-1]
+    return {name: value for name, value in found.items() if not name.startswith(PREFIX)}
 
 
 def test_recomputed_activations_change_no_gradient(folder: Path, prompts: Path) -> None:
@@ -173,12 +183,20 @@ def test_recomputed_activations_change_no_gradient(folder: Path, prompts: Path) 
     found: list[list[torch.Tensor]] = []
     for recompute in (False, True):
         trainer = student_of(folder, prompts, checkpointing=recompute, precision="fp32")
-        chosen = list(islice(trainer.prompts(0), 4))
-        for step in range(2):
-            trainer.update(chosen, range(4), step)
+        updated(trainer)
         found.append([parameter.detach().clone() for parameter in trainer.student.generator.parameters])
     for plain, again in zip(*found, strict=True):
         torch.testing.assert_close(plain, again, rtol=1e-4, atol=1e-6)
+
+
+def test_a_frozen_network_held_in_half_trains_as_in_whole(folder: Path, prompts: Path) -> None:
+    """As on a GPU, where it saves half of the base's memory; products are in bfloat16 either way."""
+    whole, half = student_of(folder, prompts), student_of(folder, prompts, Choices(held=torch.bfloat16))
+    assert {p.dtype for p in half.student.trainee.net.parameters()} == {torch.bfloat16}
+    one, two = updated(whole), updated(half)
+    assert one.keys() == two.keys() and all(math.isfinite(value) for value in two.values())
+    for name in ("fake_loss", "generator_kl", "generator_guidance"):
+        assert two[name] == pytest.approx(one[name], rel=0.15), name
 
 
 def _first_encoder(family: Any) -> Any:
@@ -208,6 +226,8 @@ def test_an_endless_prompt_is_refused_before_there_is_a_run(
     told = capsys.readouterr().err
     assert f"prompts {path}: '9 9 9" in told and "cannot be used" in told and "tokens" in told
     assert not (tmp_path / "run").exists()
+    cut = {"checkpoint": folder, "prompts": path, "batch": 2, "truncate_prompts": True, **SHORT}
+    assert finetune("tdm", run=tmp_path / "run", **cut) == 0
 
 
 def test_without_a_world_prompts_must_be_named(
