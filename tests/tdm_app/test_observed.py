@@ -42,8 +42,8 @@ NAMES = {
     "ready", "degraded", "num_pictures_waiting", "num_pictures_running", "backlog_seconds", "prompt_cache_bytes",
     "device_memory_bytes", "requests_accepted", "requests_finished", "requests_cancelled", "requests_failed",
     "requests_refused", "images", "evaluations", "steps", "device_restarts", "device_hangs", "model_memory_bytes",
-    "model_loads", "model_unloads",
-    "prompt_cache_hits", "prompt_cache_misses", "step_batch_size", "stage_duration_seconds", "eta_relative_error", "jobs",
+    "model_loads", "model_unloads", "prompt_cache_hits", "prompt_cache_misses", "step_batch_size",
+    "stage_duration_seconds", "eta_relative_error", "jobs",
     "http_request_duration_seconds", "http_requests_in_flight", "http_client_retries",
 }  # fmt: skip
 
