@@ -7,6 +7,7 @@ model cards, with stock diffusers and PEFT.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -186,6 +187,16 @@ def test_another_repository_as_the_base(hub: hub_server.Hub, tmp_path: Path) -> 
     commit = hub.add("someone/finetune", base).commit
     spec = resolve(f"zimage-turbo,base=hub:someone/finetune@{commit}")
     assert commit in str(spec.base) and spec.rows() == resolve("zimage-turbo").rows()
+
+
+def test_a_single_file_spares_the_network_of_the_base(hub: hub_server.Hub, tmp_path: Path) -> None:
+    base, _ = published.publish(hub, "zimage-turbo", tmp_path)
+    file = tmp_path / "network.safetensors"
+    shutil.copy(base / "transformer" / "diffusion_pytorch_model.safetensors", file)
+    spec = resolve(f"zimage-turbo,file={file}")
+    assert not hub.gets("transformer/diffusion_pytorch_model.safetensors")
+    assert hub.gets("vae/diffusion_pytorch_model.safetensors")
+    assert load(spec, "cpu").served
 
 
 def test_a_base_of_another_family(hub: hub_server.Hub, tmp_path: Path) -> None:
