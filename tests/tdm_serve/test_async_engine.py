@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tdm_serve import AsyncEngine, GeneratedImage, Pipeline, Request
-from tdm_serve.core import Terms
+from tdm_serve.core import Shape, Terms
 from tdm_serve.errors import ConfigError, EngineClosed, InvalidRequest, UnknownModel
 from tdm_serve.profile import Profile
 from tdm_serve.scheduler import Policy
@@ -41,6 +41,22 @@ def roomy(engine: AsyncEngine) -> AsyncEngine:
     assert best >= 1
     engine._desk.profile.best_batch = lambda _: 4  # pyright: ignore[reportAttributeAccessIssue]
     return engine
+
+
+def test_a_request_is_looked_at_once(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check runs in the event loop of the caller, whom it holds up."""
+    checked: list[Request] = []
+    check = pipeline.engine.check
+
+    def counting(request: Request) -> Shape:
+        checked.append(request)
+        return check(request)
+
+    monkeypatch.setattr(pipeline.engine, "check", counting)
+    engine = AsyncEngine(pipeline)
+    checked.clear()  # its own, of the shapes that are to be warm
+    engine.check(star(1))
+    assert checked == [star(1)]
 
 
 def test_pictures_share_evaluations_and_are_the_same_as_alone(pipeline: Pipeline, profile: Path) -> None:
