@@ -21,7 +21,7 @@ from tdm_app.tracing import trace_pictures
 from tdm_app.waiting import pictures_of, while_connected
 
 STREAM = {"description": "With `stream`: `image_generation.partial_image`, then `image_generation.completed`."}
-RESPONSES = {200: {"content": {"text/event-stream": {"schema": {"type": "string", **STREAM}}}}}
+RESPONSES = {200: {"content": {"text/event-stream": {"schema": STREAM}}}}
 
 
 def images_router(service: Service, limiter: Limiter) -> APIRouter:

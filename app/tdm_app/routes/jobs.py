@@ -27,7 +27,7 @@ MAX_ID = 100
 HEARD = "`job.status`, then `job.progress`; last `job.succeeded`, `job.failed` or `job.cancelled`, with the job."
 EVENTS: dict[int | str, dict[str, Any]] = {
     200: {
-        "content": {"text/event-stream": {"schema": {"type": "string", "description": HEARD}}},
+        "content": {"text/event-stream": {"schema": {"description": HEARD}}},
     }
 }
 
