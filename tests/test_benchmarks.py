@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 
 def script(root: Path, environment: dict[str, str], name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -51,3 +52,27 @@ def test_latency_prints_a_table_and_a_last_line_of_json(root: Path, environment:
     assert all(
         stage["p20"] <= stage["p50"] <= stage["p80"] for s in row["milliseconds"].values() for stage in s.values()
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["tdm", "tdm-r1"])
+def test_training_of_random_weights_goes_the_way_of_full_size(
+    root: Path, environment: dict[str, str], method: str
+) -> None:
+    sizes = ["--pictures", "4", "--group", "2", "--micro-batch", "2", "--repeats", "1"]
+    done = script(root, environment, "training.py", "--size", "sd35-medium:tiny", "--method", method, *sizes)
+    assert done.returncode == 0, done.stderr
+    row = json.loads(done.stdout.splitlines()[-1])
+    assert row["nfe"] == 4 * {"tdm": 9, "tdm-r1": 15}[method]  # as a dry run of any model says
+    assert row["images_per_second"]["update"] > 0 and row["memory_mb"] > 0
+    assert 0 < row["trained"] < row["parameters"] and row["size"] == "64x64"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, which may well hold it")
+def test_training_at_full_size_says_in_a_sentence_that_there_is_no_gpu(root: Path, environment: dict[str, str]) -> None:
+    done = script(root, environment, "training.py", "--size", "sd35-medium", "--keep")
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.splitlines()[-1].startswith("error: sd35-medium at full size needs a CUDA GPU, and torch ")
+    unknown = script(root, environment, "training.py", "--size", "sd4")
+    assert unknown.returncode == 1 and "size 'sd4' is unknown; choose sd35-medium" in unknown.stderr

@@ -6,14 +6,15 @@ import json
 import logging
 import resource
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from tdm_finetune.choices import Choices
 from tdm_finetune.learner import EarlyStop, Guard
@@ -181,19 +182,12 @@ def save(student: Student, method: str, scores: Mapping[str, float]) -> None:
 def estimate(trainer: Trainer, config: StudentConfig) -> str:
     """What a run would cost, after ten measured updates that are thrown away: nothing is written."""
     student = trainer.student
-    calls = 0
-
-    def count(_module: object, inputs: tuple[Tensor, ...], _output: object) -> None:
-        nonlocal calls
-        calls += len(inputs[0])
-
-    hook = student.trainee.net.register_forward_hook(count)
-    started = time.perf_counter()
     share = student.workers.share(trainer.groups)
-    for step, prompts in enumerate(islice(updates(trainer, config, 0), MEASURED_UPDATES), trainer.fake_warmup):
-        trainer.update(prompts, share, step)
+    started = time.perf_counter()
+    with counted(student.trainee.net) as calls:
+        for step, prompts in enumerate(islice(updates(trainer, config, 0), MEASURED_UPDATES), trainer.fake_warmup):
+            trainer.update(prompts, share, step)
     seconds = (time.perf_counter() - started) / min(MEASURED_UPDATES, config.steps)
-    hook.remove()
     trainer.close()
     base = sum(p.numel() for p in student.trainee.net.parameters())
     trained = sum(p.numel() for p in student.generator.parameters)
@@ -201,10 +195,26 @@ def estimate(trainer: Trainer, config: StudentConfig) -> str:
         (
             f"parameters     {base / 1e6:.2f} M in the base, {trained / 1e6:.2f} M trained a role",
             f"memory         {memory_mb():.0f} MB at most so far",
-            f"NFE an update  {calls // min(MEASURED_UPDATES, config.steps)} (network evaluations of one picture)",
+            f"NFE an update  {calls() // min(MEASURED_UPDATES, config.steps)} (network evaluations of one picture)",
             f"time           {seconds:.2f} s an update, {config.steps * seconds / 60:.0f} minutes for {config.steps}",
         )
     )
+
+
+@contextmanager
+def counted(net: nn.Module) -> Generator[Callable[[], int]]:
+    """Counts the network's evaluations of one picture while the block runs; the result says how many so far."""
+    calls = 0
+
+    def count(_module: object, inputs: tuple[Tensor, ...], _output: object) -> None:
+        nonlocal calls
+        calls += len(inputs[0])
+
+    hook = net.register_forward_hook(count)
+    try:
+        yield lambda: calls
+    finally:
+        hook.remove()
 
 
 def memory_mb() -> float:
