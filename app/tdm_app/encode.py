@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import struct
+import zlib
 from typing import TYPE_CHECKING
 
 from tdm_app.schemas import OutputFormat
@@ -12,7 +14,8 @@ from tdm_serve import GeneratedImage
 if TYPE_CHECKING:
     from PIL import Image
 
-FAST = 1  # zlib's level for pictures that are looked at for a moment
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+UP = 2  # PNG's filter that keeps the difference from the row above
 
 
 def encode(picture: GeneratedImage, output_format: OutputFormat, quality: int) -> bytes:
@@ -25,11 +28,29 @@ def encode_preview(image: Image.Image, size: tuple[int, int], output_format: Out
     from PIL import Image
 
     full = image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
-    if output_format != "png":
-        return _compressed(full, output_format, quality)
-    buffer = io.BytesIO()
-    full.save(buffer, format="PNG", compress_level=FAST)
-    return buffer.getvalue()
+    return quick_png(full) if output_format == "png" else _compressed(full, output_format, quality)
+
+
+def quick_png(image: Image.Image) -> bytes:
+    """An RGB picture as PNG in a fraction of the time that Pillow takes, for pictures that are looked at for a moment.
+
+    Previews are smooth, so one filter for all rows and runs of equal bytes get most of what a search would.
+    """
+    import numpy as np
+
+    rows = np.asarray(image.convert("RGB")).reshape(image.height, -1)  # (H, 3 W)
+    filtered = np.empty((image.height, 1 + rows.shape[1]), dtype=np.uint8)
+    filtered[:, 0] = UP
+    filtered[0, 1:] = rows[0]
+    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
+    packer = zlib.compressobj(level=1, strategy=zlib.Z_RLE)
+    header = struct.pack(">IIBBBBB", image.width, image.height, 8, 2, 0, 0, 0)  # 8 bits a channel, RGB
+    chunks = ((b"IHDR", header), (b"IDAT", packer.compress(filtered.data) + packer.flush()), (b"IEND", b""))
+    return SIGNATURE + b"".join(_chunk(kind, data) for kind, data in chunks)
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def text_of(file: bytes) -> str:

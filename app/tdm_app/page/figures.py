@@ -6,11 +6,10 @@ the browser is byte for byte what the API would have sent, recipe included.
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from tdm_app.encode import quick_png, text_of
 from tdm_app.page.words import safe
 
 if TYPE_CHECKING:
@@ -24,9 +23,7 @@ SHOWN_IN_STRIP = 8  # frames at most; of more, evenly spaced ones
 
 def address(preview: Image.Image) -> str:
     """A small picture as a data: address."""
-    buffer = io.BytesIO()
-    preview.save(buffer, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    return f"data:image/png;base64,{text_of(quick_png(preview))}"
 
 
 def empty() -> str:
