@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,18 @@ STRENGTHS = {"zimage-tdm-r1": 1.0, "sd3-medium-tdm": 1.5, "sd35-medium-tdm": 0.3
 NAMED_TARGETS = {"sd3": ["attn.to_q", "attn.to_v", "attn.add_k_proj", "ff.net.2"], "sd15": ["to_q", "to_k", "to_out.0"]}
 
 
+def zimage(folder: Path) -> Path:
+    """The pipeline in the package, which is small and real, with places for as many tokens as published ones have."""
+    shutil.copytree(EMBEDDED, folder, ignore=shutil.ignore_patterns("training", "adapters"))
+    config = folder / "transformer" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"axes_lens": [1024, 64, 64]}))
+    return folder
+
+
 def base_folder(entry: Entry, folder: Path) -> Path:
-    """A tiny pipeline of the entry's family. Of Z-Image it is the one in the package, which is small and real."""
+    """A tiny pipeline of the entry's family."""
     if entry.fields["family"] == "zimage":
-        return EMBEDDED
+        return zimage(folder)
     return getattr(tiny_folders, str(entry.fields["family"]))(folder)
 
 

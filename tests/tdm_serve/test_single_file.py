@@ -20,8 +20,8 @@ from transformers import CLIPTextModel
 from tdm_serve import Pipeline
 from tdm_serve.engine import Engine
 from tdm_serve.errors import CheckpointError
-from tdm_serve.models.catalog import EMBEDDED, Reference, resolve
-from tests.tdm_serve import original_names, tiny_folders
+from tdm_serve.models.catalog import Reference, resolve
+from tests.tdm_serve import original_names, published, tiny_folders
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*requires torchvision.*")
 
@@ -38,12 +38,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def picture(reference: Reference) -> Any:
     spec = replace(resolve(reference), adapters=(), min_side=64)
     return np.asarray(Pipeline(Engine.load(spec, device="cpu"))("a red star", seed=2, size=(64, 64))[0].image)
-
-
-def zimage(folder: Path) -> Path:
-    """The base in the package, whose transformer the other file shall replace."""
-    base = Path(shutil.copytree(EMBEDDED, folder, ignore=shutil.ignore_patterns("training", "adapters")))
-    return spoiled(base / "transformer")
 
 
 def spoiled(network: Path) -> Path:
@@ -64,7 +58,7 @@ def sd15(folder: Path) -> Path:
 def bases(family: str, folder: Path) -> tuple[Path, Path]:
     """A whole folder, and one of the same configuration whose network's weights are others."""
     if family == "zimage":
-        return EMBEDDED, zimage(folder / "base")
+        return published.zimage(folder / "whole"), spoiled(published.zimage(folder / "base") / "transformer")
     if family == "sd3":
         return tiny_folders.sd3(folder / "whole", dual=False), sd3(folder / "base")
     return tiny_folders.sd15(folder / "whole"), sd15(folder / "base")
@@ -88,12 +82,12 @@ def test_a_network_with_diffusers_names(family: str, tmp_path: Path, cache: Path
 
 
 def test_a_published_z_image_file_with_its_own_names(tmp_path: Path) -> None:
-    _, base = bases("zimage", tmp_path)
-    state = ZImageTransformer2DModel.from_pretrained(EMBEDDED / "transformer").state_dict()
+    whole, base = bases("zimage", tmp_path)
+    state = ZImageTransformer2DModel.from_pretrained(whole / "transformer").state_dict()
     file = tmp_path / "z_image_turbo.safetensors"
     save_file(original_names.zimage(state), file)
     made = picture(f"zimage-turbo,base={base},file={file}")
-    assert (made == picture(f"zimage-turbo,base={EMBEDDED}")).all()
+    assert (made == picture(f"zimage-turbo,base={whole}")).all()
 
 
 def test_a_whole_sd15_checkpoint_brings_its_other_parts(tmp_path: Path) -> None:
