@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tdm_exporters import int8, onnx_format
+from tdm_exporters import int8, onnx_format, pt2_format
 from tdm_exporters.options import Options
 from tdm_exporters.staging import Staging, staging
 from tdm_exporters.verify import Report, verify
@@ -42,6 +42,8 @@ def export(options: Options) -> Report | None:
     spec, _ = examine(options.checkpoint)
     _check_family(spec)
     sizes, tokens = _sizes(options, spec), _tokens(options, spec)
+    if options.kind == "pt2":
+        pt2_format.check_compiler()
     options.say(f"loading {options.checkpoint}")
     loaded = load(options.checkpoint, "cpu", DTYPE_NAMES[options.dtype or "fp32"])
     blank = _artifact(options, loaded, sizes, tokens)
@@ -132,6 +134,8 @@ def _write_parts(options: Options, loaded: Loaded, artifact: Artifact, stage: St
 
 
 def _write(options: Options, part: Part, folder: Path) -> Sequence[Path]:
+    if options.kind == "pt2":
+        return pt2_format.write(part, folder)
     files = onnx_format.write(part, folder, options.attention, options.body)
     if options.quantise == "int8" and part.name in int8.PARTS:
         int8.quantise(files[0])

@@ -22,7 +22,7 @@ def write(part: Part, folder: Path, kind: str, body: bool) -> list[Path]:
     """Exports a part with attention as `kind`; returns its files, the graph first. Raises what torch or onnx does."""
     path = folder / f"{part.name}.onnx"
     with _quiet(), torch.no_grad():
-        program = torch.export.export(part.module.eval(), tuple(part.inputs.values()), dynamic_shapes=_axes(part))
+        program = torch.export.export(part.module.eval(), tuple(part.inputs.values()), dynamic_shapes=part.open_axes)
         exported = torch.onnx.export(
             program,
             dynamo=True,
@@ -38,11 +38,6 @@ def write(part: Part, folder: Path, kind: str, body: bool) -> list[Path]:
         _finish_plugin(path, body)
     onnx.checker.check_model(str(path), full_check=body)
     return [path, *sorted(folder.glob(f"{path.name}.data"))]
-
-
-def _axes(part: Part) -> dict[str, dict[int, object]]:
-    """By parameter of the module's forward, which are named like the inputs."""
-    return {name: dict(part.axes[name]) for name in part.inputs}
 
 
 def _weight_bytes(part: Part) -> int:

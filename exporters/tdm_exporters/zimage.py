@@ -42,6 +42,11 @@ class Part:
     inputs: Mapping[str, Tensor]
     axes: Mapping[str, Mapping[int, Any]]
 
+    @property
+    def open_axes(self) -> dict[str, dict[int, Any]]:
+        """As `torch.export` takes them: by parameter of the module's forward, which are named like the inputs."""
+        return {name: dict(self.axes[name]) for name in self.inputs}
+
 
 class OpenRope(Rope):
     """Rotary tables whose padding may be of any length, none included, without a branch."""

@@ -17,7 +17,8 @@ from tdm_serve.models.load import Loaded
 
 logger = logging.getLogger(__name__)
 
-EXPORTED = dict.fromkeys(("onnx", "onnx-cpu", "onnx-cuda", "onnx-tensorrt"), "tdm_serve.backends.onnx")
+ONNX, PT2 = "tdm_serve.backends.onnx", "tdm_serve.backends.pt2"
+EXPORTED = {"onnx": ONNX, "onnx-cpu": ONNX, "onnx-cuda": ONNX, "onnx-tensorrt": ONNX, "pt2": PT2}
 CREATORS = {"compiled": "tdm_serve.backends.compiled", "eager": "tdm_serve.backends.eager", **EXPORTED}
 
 

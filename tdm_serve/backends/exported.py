@@ -34,7 +34,7 @@ from tdm_serve.models.routed import Route
 from tdm_serve.models.spec import ModelSpec
 from tdm_serve.models.versions import Adapters, Versions
 
-RUNTIMES = {"onnx": "tdm_serve.backends.onnx"}
+RUNTIMES = {"onnx": "tdm_serve.backends.onnx", "pt2": "tdm_serve.backends.pt2"}
 DTYPE_NAMES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 

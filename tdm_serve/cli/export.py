@@ -22,7 +22,7 @@ FORMATS = ("onnx", "tensorrt", "tensorrt-rtx", "pt2")
 DTYPES = ("fp16", "bf16", "fp32")
 ATTENTION = ("plugin", "standard", "decomposed")
 PLUGIN_FORMATS = ("onnx", "tensorrt", "tensorrt-rtx")
-BUILT = ("onnx",)
+BUILT = ("onnx", "pt2")
 QUANTISE = ("none", "int8")
 
 
