@@ -65,7 +65,9 @@ class Settings(BaseSettings):
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: str = Field("auto", description="auto, float32, bfloat16 or float16")
-    backend: str = Field("auto", description="auto, eager, compiled, or onnx, onnx-cpu, onnx-cuda, onnx-tensorrt")
+    backend: str = Field(
+        "auto", description="auto, eager or compiled; with an engine: onnx, onnx-cpu, onnx-cuda, onnx-tensorrt or pt2"
+    )
     engine: Path | None = Field(None, description="folder of an exported engine of the model (`tdm-serve export`)")
     adapters: Literal["fused", "separate"] = Field(
         "fused", description="fused is fast; separate needs less memory, and requests may choose an `adapter_scale`"

@@ -10,7 +10,7 @@ from typing import Any
 
 DEVICE_HELP = "auto, cpu, cuda or cuda:N (default: auto)"
 DTYPE_HELP = "auto, float32, bfloat16 or float16 (default: auto)"
-BACKEND_HELP = "auto, eager, compiled, or onnx with an exported engine (default: auto)"
+BACKEND_HELP = "auto, eager or compiled; with --engine: onnx, onnx-cpu, onnx-cuda, onnx-tensorrt or pt2 (default: auto)"
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
