@@ -137,6 +137,7 @@ class Engine:
         """
         info = self._info_of(request)
         check_request(request, info)
+        self.model.check_size(request.width, request.height)
         guided = guidance_of(request, info) != 1.0
         cut = request.truncate_prompt
         length = self.model.check_prompt(request.prompt, truncate=cut)

@@ -15,7 +15,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
-from tdm_serve.errors import PictureFailed, PromptTooLong
+from tdm_serve.errors import InvalidRequest, PictureFailed, PromptTooLong
 from tdm_serve.models.adapters import fuse_adapters, read_adapters
 from tdm_serve.models.autoencoder import decode, laid_out, posterior
 from tdm_serve.models.lora import base_of
@@ -37,6 +37,8 @@ class Family(ABC):
     versions: Versions
     channels: int  # of the latents
     runtime = "eager"  # what runs the networks, unless a backend does
+    patch = 1  # sides of latents are multiples of it
+    longest: int | None = None  # side of latents, where the network has places for no more
     exact_on_cpu = True  # whether a CPU computes a picture bit by bit alike in any batch; convolutions do not
 
     def __init__(self, specs: Sequence[ModelSpec], placement: Placement, adapters: Adapters = "fused") -> None:
@@ -108,6 +110,18 @@ class Family(ABC):
     @abstractmethod
     def timed(self, row: Row, text: Tensor, version: Variant = BASE) -> Tensor:
         """What the denoiser wants beside latents and text (1, L, D) at one step: (1, M, D)."""
+
+    def check_size(self, width: int, height: int) -> None:
+        """Raises InvalidRequest for a size, in pixels, that the network cannot make. Safe from any thread."""
+        multiple = self.factor * self.patch
+        for side, name in ((width, "width"), (height, "height")):
+            if side % multiple or (self.longest is not None and side > self.longest * self.factor):
+                most = "" if self.longest is None else f" up to {self.longest * self.factor}"
+                raise InvalidRequest(
+                    f"size {width}x{height} has a {name} of {side}; this checkpoint's network makes multiples of "
+                    f"{multiple}{most}",
+                    param="size",
+                )
 
     def noise(self, seed: int, width: int, height: int) -> Tensor:
         """A seed's initial latents (1, C, H / 8, W / 8): what diffusers draws on the CPU in float32."""

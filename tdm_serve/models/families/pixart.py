@@ -62,6 +62,7 @@ class PixArt(PlainFamily):
         transformer = self.placement.network(PixArtTransformer2DModel, base / "transformer")
         if transformer.use_additional_conditions:
             raise CheckpointError(f"{base} takes the picture's size as a condition; of PixArt only 512 pixels are read")
+        self.patch = int(transformer.config["patch_size"])
         return transformer, PixArtDenoiser(transformer), int(transformer.config["in_channels"])
 
     def tokens(self, prompt: str, truncate: bool = False) -> list[int]:

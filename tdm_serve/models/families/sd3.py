@@ -58,6 +58,8 @@ class SD3(Family):
         self.width = int(transformer.config["joint_attention_dim"])  # of text features
         self.pooled = int(transformer.config["pooled_projection_dim"])
         denoiser = SD3Denoiser(transformer)
+        self.patch = denoiser.patch
+        self.longest = int(transformer.config["pos_embed_max_size"]) * denoiser.patch
         return transformer, denoiser, denoiser.channels
 
     def tokens(self, prompt: str, truncate: bool = False) -> list[int]:  # noqa: ARG002 - every reader has one length

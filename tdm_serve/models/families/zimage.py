@@ -17,10 +17,11 @@ from diffusers import ZImageTransformer2DModel
 from torch import Tensor, nn
 from transformers import AutoTokenizer, Qwen3Model
 
+from tdm_serve.errors import CheckpointError
 from tdm_serve.models.adapters import fuse_adapters
 from tdm_serve.models.families.attention import ragged
 from tdm_serve.models.families.base import Family, too_long, with_versions
-from tdm_serve.models.families.zimage_denoiser import TEXT_MULTIPLE, ZImageDenoiser, padded_length
+from tdm_serve.models.families.zimage_denoiser import PATCH, TEXT_MULTIPLE, ZImageDenoiser, padded_length
 from tdm_serve.models.routed import BASE, Variant
 from tdm_serve.models.spec import ModelSpec
 from tdm_serve.models.versions import Adapters
@@ -35,6 +36,7 @@ class ZImage(Family):
     """A loaded Z-Image base with one or more versions."""
 
     denoiser: ZImageDenoiser
+    patch = PATCH
 
     def load_tokenizer(self) -> None:
         self.tokenizer: Any = AutoTokenizer.from_pretrained(self.spec.base / "tokenizer")
@@ -48,6 +50,10 @@ class ZImage(Family):
     def load_denoiser(self, specs: Sequence[ModelSpec], adapters: Adapters) -> None:
         transformer = self.placement.network(ZImageTransformer2DModel, self.spec.base / "transformer")
         denoiser = ZImageDenoiser(transformer)
+        places, rows, columns = denoiser.rope.limits
+        if (tokens := padded_length(self.spec.max_prompt_tokens)) > places:
+            raise CheckpointError(f"{self.spec.base} is to read {tokens} tokens; its transformer has {places} places")
+        self.longest = min(rows, columns) * PATCH
         self.versions = with_versions(denoiser, transformer, specs, adapters)
         del transformer  # or the weights would stay behind where they were
         self.denoiser = self.ready(denoiser.pack())
