@@ -1,36 +1,73 @@
-"""`tdm-serve models`: the catalogue as a table or as JSON."""
+"""`tdm-serve models`: the catalogue as a table or as JSON, or all that is known of one model."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import json
+import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tdm_serve.models.catalog import CatalogEntry
+    from tdm_serve.models.listing import CatalogEntry
+
+WIDTH = 100
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """How to print."""
+    """How to print, and of which model."""
+    parser.add_argument("id", nargs="?", metavar="ID", help="one model, with its sources, licence and what is unsure")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints every named model."""
-    from tdm_serve.models import catalog
+    """Prints every named model, or one. Nothing is downloaded."""
+    from tdm_serve.models import listing
 
-    entries = catalog.entries()
+    entries = listing.entries()
+    if args.id is not None:
+        entries = [listing.find(args.id, entries)]
     if args.json:
         print(json.dumps({"models": [dataclasses.asdict(entry) | _guidance(entry) for entry in entries]}))
-        return 0
-    rows = [("ID", "FAMILY", "NFE", "GUIDANCE", "DESCRIPTION")]
-    rows += [(entry.id, entry.family, str(entry.nfe), _shown(entry), entry.description) for entry in entries]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    for name, family, nfe, guidance, description in rows:
-        line = f"{name:<{widths[0]}}  {family:<{widths[1]}}  {nfe:>{widths[2]}}  {guidance:<{widths[3]}}  {description}"
-        print(line.rstrip())
+    elif args.id is not None:
+        print("\n".join(_details(entries[0])))
+    else:
+        _print_table(entries)
     return 0
+
+
+def _print_table(entries: Sequence[CatalogEntry]) -> None:
+    rows = [("ID", "FAMILY", "NFE", "GUIDANCE", "AT HAND", "DESCRIPTION")]
+    rows += [
+        (entry.id, entry.family, str(entry.nfe), _shown(entry), entry.state, entry.description) for entry in entries
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        cells[2] = row[2].rjust(widths[2])
+        print("  ".join(cells).rstrip())
+
+
+def _details(entry: CatalogEntry) -> list[str]:
+    facts = {
+        "model": entry.id,
+        "is": entry.description,
+        "family": entry.family,
+        "base": entry.base + (", gated" if entry.gated else ""),
+        "adapter": ", ".join(entry.adapters) or "none",
+        "evaluations": str(entry.nfe),
+        "guidance": _shown(entry),
+        "schedule": entry.schedule,
+        "sizes": entry.sizes,
+        "licence": entry.licence,
+        "verified": ", ".join(entry.verified),
+        "at hand": entry.state,
+    }
+    lines = [f"{name + ':':<13}{value}" for name, value in facts.items()]
+    for note in entry.notes:
+        lines += textwrap.wrap(note, WIDTH, initial_indent="- ", subsequent_indent="  ")
+    return lines
 
 
 def _guidance(entry: CatalogEntry) -> dict[str, Any]:

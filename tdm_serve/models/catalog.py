@@ -2,45 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from tdm_serve.errors import CheckpointError, ConfigError, UnknownModel
 from tdm_serve.models.entries import EMBEDDED, Entry, catalogue
 from tdm_serve.models.families.table import INDEX, detect
 from tdm_serve.models.manifest import read_spec
 from tdm_serve.models.single_file import with_file
-from tdm_serve.models.sources import ABOUT, ADAPTERS, PREFIX, at_hand, fetch, fetch_file, hub_of, wanted
+from tdm_serve.models.sources import ABOUT, ADAPTERS, PREFIX, fetch, fetch_file, hub_of, wanted
 from tdm_serve.models.spec import MANIFEST, Adapter, ModelSpec
 from tdm_serve.models.stock import stock_spec
 
-__all__ = ["EMBEDDED", "CatalogEntry", "Reference", "entries", "evaluations", "resolve"]
+__all__ = ["EMBEDDED", "Reference", "evaluations", "resolve"]
 
 OPTIONS = ("adapter", "base", "file", "name", "version")
 
 # a catalogue id, hub:OWNER/NAME@REVISION, FOLDER or FOLDER@VERSION, each with options after commas; or a spec
 Reference = str | Path | ModelSpec
-
-
-@dataclass(frozen=True, slots=True)
-class CatalogEntry:
-    """A model that can be asked for by name, as `tdm-serve models` shows it."""
-
-    id: str
-    family: str
-    description: str
-    nfe: int
-    guidance: float  # the weight inside; 1 is off
-    base: str
-    adapters: tuple[str, ...]
-    state: Literal["embedded", "downloaded", "needs download"]
-    gated: bool
-    licence: str
-    verified: tuple[str, ...]
-    notes: tuple[str, ...]
 
 
 def resolve(model: Reference) -> ModelSpec:
@@ -163,46 +143,6 @@ def _existing(place: str) -> Path:
     if not Path(place).exists():
         raise CheckpointError(f"adapter {place!r} is not there; name a file or a folder")
     return Path(place)
-
-
-def entries() -> list[CatalogEntry]:
-    """The catalogue, with the number of evaluations of each model's own table; nothing is downloaded."""
-    return [_shown(entry) for entry in catalogue().values() if _is_present(entry)]
-
-
-def _shown(entry: Entry) -> CatalogEntry:
-    if entry.base is None:
-        spec, base, state = read_spec(EMBEDDED, entry.embedded or None, entry.id), "in the package", "embedded"
-    else:
-        spec, base = entry.spec(Path()), str(entry.base)
-        state = "downloaded" if _is_downloaded(entry) else "needs download"
-    return CatalogEntry(
-        id=entry.id,
-        family=spec.family,
-        description=spec.description,
-        nfe=evaluations(spec.sigmas, spec.guidance),
-        guidance=spec.guidance,
-        base=base,
-        adapters=tuple(f"{one.hub}/{one.file}" for one in entry.adapters),
-        state=state,
-        gated=entry.gated,
-        licence=entry.licence,
-        verified=entry.verified,
-        notes=entry.notes,
-    )
-
-
-def _is_downloaded(entry: Entry) -> bool:
-    assert entry.base is not None
-    adapters = (at_hand(one.hub, [one.file]) for one in entry.adapters)
-    return at_hand(entry.base, wanted(str(entry.fields["family"]))) is not None and all(adapters)
-
-
-def _is_present(entry: Entry) -> bool:
-    """A checkpoint folder may hold fewer versions than the catalogue names, as a freshly trained one does."""
-    if not entry.embedded:
-        return True
-    return entry.embedded in json.loads((EMBEDDED / MANIFEST).read_text())["versions"]
 
 
 def evaluations(sigmas: tuple[float, ...], guidance: float) -> int:

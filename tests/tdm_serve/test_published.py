@@ -24,8 +24,9 @@ from PIL import Image
 from tdm_serve import Pipeline
 from tdm_serve.engine import Engine
 from tdm_serve.errors import CheckpointError, DownloadError, InvalidRequest
-from tdm_serve.models.catalog import Reference, entries, resolve
+from tdm_serve.models.catalog import Reference, resolve
 from tdm_serve.models.entries import catalogue
+from tdm_serve.models.listing import entries
 from tdm_serve.models.load import load
 from tests.conftest import Cli
 from tests.tdm_serve import hub_server, published
