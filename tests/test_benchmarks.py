@@ -76,3 +76,34 @@ def test_training_at_full_size_says_in_a_sentence_that_there_is_no_gpu(root: Pat
     assert done.stderr.splitlines()[-1].startswith("error: sd35-medium at full size needs a CUDA GPU, and torch ")
     unknown = script(root, environment, "training.py", "--size", "sd4")
     assert unknown.returncode == 1 and "size 'sd4' is unknown; choose sd35-medium" in unknown.stderr
+
+
+def test_full_sizes_need_a_gpu(root: Path, environment: dict[str, str]) -> None:
+    done = script(root, environment | {"CUDA_VISIBLE_DEVICES": ""}, "fullsize.py", "--keep")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "this needs an NVIDIA GPU, and torch sees none; `tdm-serve bench` measures on a CPU\n"
+
+
+@pytest.mark.slow
+def test_full_sizes_print_rows_and_say_what_failed(root: Path, environment: dict[str, str]) -> None:
+    models = ("--model", "dreamshaper7-tdm:tiny", "--model", "nobody", "--model", "zimage-tdm-r1:tiny")
+    options = ("--size", "64x64", "--batch", "1", "--repeats", "1", "--device", "cpu")
+    done = script(root, environment, "fullsize.py", *models, *options)
+    assert done.returncode == 1 and "nobody, none: error: model 'nobody' cannot have random weights" in done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [(row["benchmark"], row["model"]) for row in rows] == [
+        ("fullsize", "dreamshaper7-tdm"),
+        ("fullsize", "zimage-tdm-r1"),
+    ]
+    assert "64x64 x 1" in done.stdout and rows[0]["random_weights"]
+
+
+@pytest.mark.slow
+def test_the_decoder_is_timed_in_both_layouts(root: Path, environment: dict[str, str]) -> None:
+    done = script(root, environment, "decoder.py", "--repeats", "3", "--warmup", "1", "--tile", "64")
+    assert done.returncode == 0, done.stderr
+    row = json.loads(done.stdout.splitlines()[-1])
+    assert set(row["milliseconds"]) == {"channels-last", "contiguous"}
+    assert (
+        row["relative_difference"] < 1e-4 < row["tile_relative_difference"] < 1
+    )  # of noise, which has no smooth parts

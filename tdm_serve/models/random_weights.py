@@ -32,7 +32,7 @@ M = TypeVar("M", bound=nn.Module)
 
 WARNING = "random weights: its pictures are noise"
 VARIANTS = {"tiny": frozenset[str](), "no-t5": frozenset({"text_encoder_3", "tokenizer_3"})}
-TINY_PX = 64
+TINY_PX, LARGEST_PX = 64, 2048  # noise has no size that it was trained for
 
 
 @contextmanager
@@ -68,7 +68,9 @@ def _published_spec(entry: Entry, base: str, variants: frozenset[str], scratch: 
             raise ConfigError(f"{entry.id} has no {min(odd)}, so nothing of it can be left out")
         architecture.write(folder, tiny=tiny, without=without)
     spec = entry.spec(folder)
-    return replace(spec, width=TINY_PX, height=TINY_PX, min_side=TINY_PX // 2, max_side=2 * TINY_PX) if tiny else spec
+    if tiny:
+        return replace(spec, width=TINY_PX, height=TINY_PX, min_side=TINY_PX // 2, max_side=2 * TINY_PX)
+    return replace(spec, max_side=LARGEST_PX)
 
 
 def _marked(spec: ModelSpec) -> ModelSpec:
