@@ -108,14 +108,15 @@ def measure(method: Method, world: World, runs: Path, seed: int, split: str) -> 
     """Trains what is not trained yet, and scores it."""
     if method.stage == SAMPLE:
         config = StudentConfig(checkpoint=world.checkpoint)
-        trainee = open_trainee(config)
+        trainee = open_trainee(config, Workers().device)
         roles = Roles(trainee, 0 if trainee.adapter is None else config.rank, config.alpha)
         network = roles.base if trainee.adapter is None else roles.new(torch.Generator(), trainee.adapter)
         row = score_network(trainee, network, split=split, n=world.n, seed=seed, **method.options)
         return {**row, "reward": None, "updates": 0, "train_seconds": 0.0}
     config = config_of(method, world, runs, seed)
     diverged = trained(method, config)
-    student = Student(config, open_trainee(config), Workers())
+    workers = Workers()
+    student = Student(config, open_trainee(config, workers.device), workers)
     state = torch.load(config.run / STATE_FILE, weights_only=True)
     student.load(state)
     eta = config.eta if isinstance(config, tdm_r1.TdmR1Config) else 0.0
