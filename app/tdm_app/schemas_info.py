@@ -86,6 +86,7 @@ class Features(BaseModel):
     jobs: bool = True
     url: bool = True
     feedback: bool
+    online_training: bool
     authentication: bool
 
 

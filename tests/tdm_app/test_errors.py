@@ -234,6 +234,8 @@ async def test_readiness_follows_the_engine(pipeline: Pipeline, assert_error: Ch
         assert_error(response, 503, "unavailable")
         assert response.headers["retry-after"] in {"1", "2"}
         assert (await client.get("/healthz")).json() == {"status": "ok"}
+        for path in ("/healthz", "/readyz"):  # some load balancers ask without wanting a body
+            assert (await client.head(path)).status_code == (await client.get(path)).status_code
         async with app.router.lifespan_context(app):
             # sent at once, so it waits for the warm-up
             assert (await client.post(URL, json={"prompt": "a red circle"})).status_code == 200

@@ -171,7 +171,7 @@ class OnlineTraining:
                 await self._serve(training)
             except (CheckpointError, ConfigError) as error:
                 raise _cannot_load(f"{training.version} cannot be served: {error}") from error
-            log.warning("%s is served from now on: training %s of %s", training.version, training.id, training.model)
+            log.info("%s is served from now on: training %s of %s", training.version, training.id, training.model)
         return await self.find(training_id)
 
     # ---- how it goes
@@ -202,7 +202,7 @@ class OnlineTraining:
         self._process = await begin(self._of(training), arguments, self._settings.online_threads)
         self._current = training
         self._watcher = asyncio.create_task(self._watch(training, self._process), name=training.id)
-        log.warning("training %s of %s began with %d ratings", training.id, training.model, training.ratings)
+        log.info("training %s of %s began with %d ratings", training.id, training.model, training.ratings)
 
     async def _watch(self, training: Training, process: asyncio.subprocess.Process) -> None:
         code = await process.wait()
@@ -241,7 +241,8 @@ class OnlineTraining:
             return
         self._of(training).forget()
         if ended_now:
-            log.warning("training %s %s%s", training.id, status, f": {error}" if error else "")
+            level = logging.WARNING if error else logging.INFO
+            log.log(level, "training %s %s%s", training.id, status, f": {error}" if error else "")
 
     async def _look(self) -> None:
         """Begins a training whenever enough new ratings are there."""

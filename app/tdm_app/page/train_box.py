@@ -24,7 +24,7 @@ class TrainBox:
         self.status = page.markup(elem_id="train-status")
         self.problem = page.markup(elem_id="train-problem", elem_classes="problem")
         with gr.Row(elem_classes="buttons"):
-            self.begin = gr.Button("Train from the ratings", size="sm", elem_id="train", min_width=0)
+            self.begin = gr.Button("Train", size="sm", elem_id="train", min_width=0)
             self.stop = gr.Button("Cancel", size="sm", elem_id="train-cancel", interactive=False, min_width=0)
             self.load = gr.Button("Load", size="sm", elem_id="train-load", interactive=False, min_width=0)
         self.timer = gr.Timer(TICK_S, active=False)

@@ -66,4 +66,5 @@ def _limits(service: Service) -> Limits:
 
 def _features(service: Service) -> Features:
     settings = service.settings
-    return Features(feedback=settings.feedback, authentication=settings.auth == "on")
+    online = settings.feedback and settings.online_training
+    return Features(feedback=settings.feedback, online_training=online, authentication=settings.auth == "on")

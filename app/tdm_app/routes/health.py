@@ -13,11 +13,13 @@ def health_router(service: Service) -> APIRouter:
     """`/healthz` and `/readyz`, for load balancers and orchestrators."""
     router = APIRouter(tags=["health"])
 
+    @router.head("/healthz", include_in_schema=False)
     @router.get("/healthz", response_model_exclude_none=True)
     async def healthz() -> Health:  # pyright: ignore[reportUnusedFunction]
         """Alive: the process answers."""
         return Health(status="ok")
 
+    @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", response_model_exclude_none=True, responses={503: {"model": ErrorResponse}})
     async def readyz() -> Health:  # pyright: ignore[reportUnusedFunction]
         """Ready: the listed shapes are warm. 503 before that, while the device hangs, and while the service stops."""
