@@ -16,6 +16,7 @@ from PIL import Image
 from servers import metric, wait_for
 
 PROMPTS = ("two red circles", "a blue ring left of a star", "a green square", 'the word "CAT" in red')
+UNTRAINED = {"num_inference_steps": 3, "allow_untrained_schedule": True}
 Start = Callable[..., Any]
 
 
@@ -24,7 +25,7 @@ def pixels(data: dict[str, Any]) -> np.ndarray:
 
 
 def accept(client: httpx.Client, number: int) -> dict[str, Any]:
-    body = {"prompt": PROMPTS[number % len(PROMPTS)], "n": 1 + number % 3}
+    body = {"prompt": PROMPTS[number % len(PROMPTS)], "n": 1 + number % 3} | (UNTRAINED if number % 5 == 1 else {})
     response = client.post("/v1/jobs", json=body | ({} if number % 4 == 0 else {"seed": number * 10}))
     assert response.status_code == 202, response.text
     return body | response.json()
@@ -83,10 +84,11 @@ def check(
     images = [data["image_id"] for job in after.values() for data in job["result"]["data"]]
     assert len(images) == len(set(images)) == sum(job["n"] for job in jobs)
     for job in jobs:
-        again = {"prompt": job["prompt"], "n": job["n"], "seed": job["seed"]}
+        again = {name: job[name] for name in ("prompt", "n", "seed", *UNTRAINED) if name in job}
         direct = client.post("/v1/images/generations", json=again).json()["data"]
         for mine, other in zip(after[job["id"]]["result"]["data"], direct, strict=True):
-            assert mine["seed"] == other["seed"]
+            facts = ("seed", "nfe", "untrained_schedule")
+            assert [mine[fact] for fact in facts] == [other[fact] for fact in facts]
             assert np.array_equal(pixels(mine), pixels(other))
 
 
