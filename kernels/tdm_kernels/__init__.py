@@ -7,5 +7,20 @@ and chooses between them. `docs/kernels.md` says what is proven how.
 
 from tdm_kernels.attention import joint_attention, joint_attention_lse
 from tdm_kernels.errors import BadArgument, KernelError, KernelUnavailable
+from tdm_kernels.group_norm import group_norm_silu
+from tdm_kernels.norm_rope import Int8, qk_norm_rope, quantise_qk
+from tdm_kernels.quantised import quantise_values, quantised_attention
 
-__all__ = ["BadArgument", "KernelError", "KernelUnavailable", "joint_attention", "joint_attention_lse"]
+__all__ = [
+    "BadArgument",
+    "Int8",
+    "KernelError",
+    "KernelUnavailable",
+    "group_norm_silu",
+    "joint_attention",
+    "joint_attention_lse",
+    "qk_norm_rope",
+    "quantise_qk",
+    "quantise_values",
+    "quantised_attention",
+]

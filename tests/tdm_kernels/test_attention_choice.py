@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tdm_kernels import KernelUnavailable, joint_attention, joint_attention_lse
+from tdm_kernels import KernelUnavailable, dispatch, joint_attention, joint_attention_lse
 from tdm_kernels.attention import choose as choosing
 from tdm_kernels.attention import table, variants
 from tdm_kernels.attention.choose import BACKENDS, VARIABLE, Choice, choose, obstacle
@@ -77,7 +77,7 @@ def test_auto_says_why_it_cannot_take_the_fastest(
     card: torch.Tensor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     use_rows(monkeypatch, row(backend="triton", variant="tma-128x128-s2"))
-    monkeypatch.setattr(choosing, "triton_installed", lambda: False)
+    monkeypatch.setattr(dispatch, "triton_installed", lambda: False)
     with caplog.at_level(logging.INFO, "tdm_kernels"):
         assert choose(card, card, None) == Choice("sdpa")
     assert "triton is faster but cannot run here: triton is not installed" in caplog.text

@@ -10,17 +10,17 @@ import pytest
 
 FOLDER = Path(__file__).with_name("interpreted")
 FILES = sorted(path.name for path in FOLDER.glob("test_*.py"))
+SLOW = [name for name in FILES if "pytest.mark.slow" in (FOLDER / name).read_text()]
 
 
 def test_there_are_files() -> None:
     assert "test_attention.py" in FILES
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_interpreted(name: str, root: Path, environment: dict[str, str]) -> None:
+def run(name: str, marks: str, root: Path, environment: dict[str, str]) -> None:
     pytest.importorskip("triton", reason="kernels are interpreted by Triton, which is not installed")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", str(FOLDER / name), "-q", "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", str(FOLDER / name), "-q", "-p", "no:cacheprovider", "-m", marks],
         cwd=root,
         env=environment | {"TRITON_INTERPRET": "1"},
         stdin=subprocess.DEVNULL,
@@ -29,3 +29,14 @@ def test_interpreted(name: str, root: Path, environment: dict[str, str]) -> None
         check=False,
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_interpreted(name: str, root: Path, environment: dict[str, str]) -> None:
+    run(name, "not slow", root, environment)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_interpreted_slowly(name: str, root: Path, environment: dict[str, str]) -> None:
+    run(name, "slow", root, environment)

@@ -19,6 +19,7 @@ REGISTERS = 65536  # of a multiprocessor, which at least one block has to fit in
 TOLD_APART = re.compile(
     r"\b(HGMMA|QGMMA|IGMMA|UTCHMMA|UTCQMMA|UTCIMMA|HMMA|QMMA|IMMA|UTMALDG|LDGSTS|USETMAXREG|LDL|STL)\b"
 )
+WIDE = re.compile(r"\b(LDG|STG)\b[.\w]*\.128\b")  # 16 bytes at once; counted as LDG.128 and STG.128
 USAGE = re.compile(r"REG:(\d+) STACK:(\d+)")
 
 
@@ -52,8 +53,9 @@ def contents(cubin: bytes) -> Contents:
         file.flush()
         usage = USAGE.search(_dump("-res-usage", file.name))
         assert usage is not None, "cuobjdump tells the registers of every kernel"
-        instructions = Counter(TOLD_APART.findall(_dump("-sass", file.name)))
-    return Contents(int(usage[1]), int(usage[2]), instructions)
+        listing = _dump("-sass", file.name)
+    wide = [f"{kind}.128" for kind in WIDE.findall(listing)]
+    return Contents(int(usage[1]), int(usage[2]), Counter(TOLD_APART.findall(listing) + wide))
 
 
 def _dump(*arguments: str) -> str:

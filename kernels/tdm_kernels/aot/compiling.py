@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tdm_kernels.aot.releases import RELEASES, Release
+from tdm_kernels.aot.release import Release
+from tdm_kernels.aot.releases import RELEASES
 from tdm_kernels.errors import BadArgument, KernelUnavailable
 
 WARP = 32

@@ -6,9 +6,7 @@ fastest for the device and shape; where nothing was measured it takes `sdpa`, to
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-import os
 from dataclasses import dataclass
 from functools import cache
 
@@ -17,12 +15,11 @@ from torch import Tensor
 
 from tdm_kernels.attention import table, variants
 from tdm_kernels.checks import spell
+from tdm_kernels.dispatch import HALF, OLDEST, asked, interpreted, triton_obstacle
 from tdm_kernels.errors import KernelUnavailable
 
 VARIABLE = "TDM_SERVE_ATTENTION"
 BACKENDS = ("triton", "cudnn", "flash", "sdpa")
-HALF = (torch.float16, torch.bfloat16)
-OLDEST = (8, 0)
 
 log = logging.getLogger(__name__)
 
@@ -37,13 +34,11 @@ class Choice:
 
 def choose(q: Tensor, k: Tensor, kv_len: Tensor | None) -> Choice:
     """The backend for a call. Raises KernelUnavailable where an explicit one cannot run it."""
-    asked = os.environ.get(VARIABLE, "auto")
-    if asked not in ("auto", *BACKENDS):
-        raise KernelUnavailable(f"{VARIABLE} is {asked!r}; allowed: auto, {', '.join(BACKENDS)}")
-    if asked != "auto":
-        if reason := obstacle(asked, q, kv_len is not None):
-            raise KernelUnavailable(f"{VARIABLE}={asked} cannot run this attention: {reason}")
-        return Choice(asked, _variant(q, k, kv_len) if asked == "triton" else "")
+    wanted = asked(VARIABLE, BACKENDS)
+    if wanted != "auto":
+        if reason := obstacle(wanted, q, kv_len is not None):
+            raise KernelUnavailable(f"{VARIABLE}={wanted} cannot run this attention: {reason}")
+        return Choice(wanted, _variant(q, k, kv_len) if wanted == "triton" else "")
     if q.device.type != "cuda":
         return Choice("sdpa")
     row = table.lookup(_shape(q, k, kv_len))
@@ -70,31 +65,10 @@ def obstacle(backend: str, q: Tensor, ragged: bool) -> str | None:
     return None
 
 
-def interpreted() -> bool:
-    """Whether Triton's interpreter runs kernels on the CPU, which tests use."""
-    return os.environ.get("TRITON_INTERPRET", "0") == "1"
-
-
 def _triton_obstacle(q: Tensor) -> str | None:
-    if not triton_installed():
-        return "triton is not installed; run: pip install 'tdm-serve[kernels]'"
     if q.shape[-1] not in variants.HEAD_DIMS:
         return f"the head dimension is {q.shape[-1]}, and it takes {' or '.join(map(str, variants.HEAD_DIMS))}"
-    if interpreted():
-        return None
-    if q.device.type != "cuda":
-        return f"the tensors are on {q.device}, and it needs a CUDA device"
-    if q.dtype not in HALF:
-        return f"the dtype is {spell([q.dtype])}, and it takes {spell(HALF)}"
-    capability = torch.cuda.get_device_capability(q.device)
-    if capability < OLDEST:
-        return f"the device has compute capability {capability[0]}.{capability[1]}, and it needs 8.0 or newer"
-    return None
-
-
-@cache
-def triton_installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    return triton_obstacle(q, HALF)
 
 
 def _shape(q: Tensor, k: Tensor, kv_len: Tensor | None) -> table.Shape:

@@ -24,7 +24,7 @@ def launch(
     variant = VARIANTS[name]
     if variant.loads == "tma":
         if all(addressable(tensor) for tensor in (q, k, v)):
-            _provide_scratch()
+            provide_scratch()
         else:
             variant = VARIANTS[default(q.shape[-1], torch.cuda.get_device_capability(q.device))]
     out = q.new_empty((q.shape[0], q.shape[2], q.shape[1], q.shape[3])).transpose(1, 2)  # (B, H, S, D)
@@ -40,16 +40,17 @@ def run(
     batch, heads, lines, head_dim = q.shape
     grid = (-(-lines // variant.rows), heads, batch)
     strides = [stride for tensor in (q, k, v, out) for stride in tensor.stride()[:3]]
-    _kernel(variant.loads)[grid](
-        *(q, k, v, kv_len),
-        *strides,
-        *(lines, k.shape[2], heads, out, lse),
-        HEAD=head_dim,
-        ROWS=variant.rows,
-        KEYS=variant.keys,
-        num_warps=variant.warps,
-        num_stages=variant.stages,
-    )
+    with torch.cuda.device_of(q):  # Triton launches on the current device
+        _kernel(variant.loads)[grid](
+            *(q, k, v, kv_len),
+            *strides,
+            *(lines, k.shape[2], heads, out, lse),
+            HEAD=head_dim,
+            ROWS=variant.rows,
+            KEYS=variant.keys,
+            num_warps=variant.warps,
+            num_stages=variant.stages,
+        )
 
 
 def addressable(tensor: Tensor) -> bool:
@@ -63,7 +64,7 @@ def _kernel(loads: str) -> Any:
     return importlib.import_module(f"tdm_kernels.attention.triton_{loads}").attention
 
 
-def _provide_scratch() -> None:
+def provide_scratch() -> None:
     """Descriptors that a kernel makes live in global memory, for which Triton asks an allocator of the thread."""
     import triton
 

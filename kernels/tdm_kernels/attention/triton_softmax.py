@@ -8,7 +8,7 @@ LN_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def fold(scores, value, acc, top, total, scale):
+def fold(scores, value, acc, top, total, scale, SHIFT: tl.constexpr = 0, EXACT: tl.constexpr = None):
     """Streamed softmax over one tile.
 
     scores (ROWS, KEYS) float32 before scaling, -inf where there is no key; value (KEYS, HEAD). acc (ROWS, HEAD), top
@@ -16,10 +16,11 @@ def fold(scores, value, acc, top, total, scale):
     are of 2. At least one key of the tile must exist. Returns the new three.
     """
     higher = tl.maximum(top, tl.max(scores, 1) * scale)
-    weights = tl.exp2(scores * scale - higher[:, None])
+    weights = tl.exp2(scores * scale - (higher - SHIFT)[:, None])
     shrink = tl.exp2(top - higher)
     total = total * shrink + tl.sum(weights, 1)
-    acc = tl.dot(weights.to(value.dtype), value, acc * shrink[:, None], input_precision="ieee")
+    weights = weights.to(value.dtype)
+    acc = tl.dot(weights, value, acc * shrink[:, None], input_precision="ieee", max_num_imprecise_acc=EXACT)
     return acc, higher, total
 
 

@@ -27,12 +27,12 @@ def poisoned_memory() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def bf16_is_numeric(request: pytest.FixtureRequest) -> Iterator[None]:
-    """See numeric_bf16.py. The module that shows the defect says PLAIN_INTERPRETER = True."""
+def repairs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """See repaired_interpreter.py. The module that shows the defects says PLAIN_INTERPRETER = True."""
     if getattr(request.module, "PLAIN_INTERPRETER", False):
         yield
         return
-    from tests.tdm_kernels.interpreted.numeric_bf16 import numeric_bf16
+    from tests.tdm_kernels.interpreted.repaired_interpreter import repaired_interpreter
 
-    with numeric_bf16():
+    with repaired_interpreter():
         yield

@@ -13,7 +13,8 @@ from tdm_kernels.testing import assert_close
 
 POINTER, TMA = "pointer-128x64-w4-s3", "tma-128x64-s3"
 LOADS = (POINTER, TMA)
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+SLOW = pytest.mark.slow
+DTYPES = (torch.float32, pytest.param(torch.float16, marks=SLOW), torch.bfloat16)
 
 
 def tensors(batch: int, heads: int, lines: int, keys: int, head_dim: int, dtype: torch.dtype) -> list[Tensor]:
@@ -47,7 +48,7 @@ def test_ragged_batches_of_odd_sizes(variant: str, head_dim: int, dtype: torch.d
     check(variant, *tensors(2, 2, 131, 150, head_dim, dtype), kv_len=lengths(150, 67))
 
 
-@pytest.mark.parametrize("variant", LOADS)
+@pytest.mark.parametrize("variant", [POINTER, pytest.param(TMA, marks=SLOW)])
 def test_every_length_from_one_to_full(variant: str) -> None:
     keys = 70
     check(variant, *tensors(keys, 1, 3, keys, 64, torch.float32), kv_len=lengths(*range(1, keys + 1)))

@@ -1,4 +1,4 @@
-"""Small kernels that use bfloat16 in every way that ours do."""
+"""Small kernels that use bfloat16 and fp8 in every way that ours do."""
 
 import triton
 import triton.language as tl
@@ -23,6 +23,6 @@ def elementwise(a, b, out, larger, SIZE: tl.constexpr):
 
 @triton.jit
 def narrow(a, out, SIZE: tl.constexpr):
-    """out bfloat16 = a float32."""
+    """out, bfloat16 or fp8, = a float32."""
     lines = tl.arange(0, SIZE)
-    tl.store(out + lines, tl.load(a + lines).to(tl.bfloat16))
+    tl.store(out + lines, tl.load(a + lines).to(out.dtype.element_ty))

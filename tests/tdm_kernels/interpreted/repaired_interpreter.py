@@ -1,8 +1,11 @@
-"""Makes Triton's interpreter compute with bfloat16 instead of with its bit patterns.
+"""Makes Triton's interpreter compute with bfloat16 instead of with its bit patterns, and round to fp8 as hardware does.
 
 The interpreter of Triton 3.6 to 3.9 keeps bfloat16 tensors as uint16 arrays and hands these to numpy: sums, products
 and matrix products of them are sums and products of bit patterns, without any error, and casts to bfloat16 cut instead
-of rounding. Here operands become float32 numbers first, and results are rounded to the nearest even as hardware does.
+of rounding. Here operands become float32 numbers first, and results are rounded to the nearest even.
+
+Its casts to fp8 lose the carry where rounding up fills all bits of the mantissa: 1.95 becomes 1 instead of 2. Here
+torch casts.
 """
 
 from __future__ import annotations
@@ -14,10 +17,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import triton.language as tl
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 Method = Callable[..., Any]
+FP8_TOP = 448.0
 
 
 def is_bf16(handle: Any) -> bool:
@@ -61,6 +66,9 @@ def cast_impl(original: Method, x: Any, target: Any) -> Any:
 
 
 def create_fp_to_fp(original: Method, x: Any, target: Any, mode: Any) -> Any:
+    if target.scalar == tl.float8e4nv and x.dtype.scalar == tl.float32:
+        values = torch.from_numpy(np.ascontiguousarray(x.data)).clamp(-FP8_TOP, FP8_TOP)  # hardware saturates
+        return TensorHandle(values.to(torch.float8_e4m3fn).view(torch.uint8).numpy(), tl.float8e4nv)
     return rounded(x.data) if target.scalar == tl.bfloat16 else original(x, target, mode)
 
 
@@ -75,8 +83,8 @@ REFUSED = ("create_fma", "create_clampf", "create_rsqrt", "create_erf")  # as wr
 
 
 @contextmanager
-def numeric_bf16() -> Iterator[None]:
-    """While it is entered, bfloat16 in the interpreter means numbers."""
+def repaired_interpreter() -> Iterator[None]:
+    """While it is entered, the interpreter computes as hardware does."""
     repairs = {function.__name__: function for function in REPAIRED} | dict.fromkeys(REFUSED, refuse)
     with pytest.MonkeyPatch.context() as patch:
         for name, repair in repairs.items():
