@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         write_atomically(path, image.png())
         reports.append(_report(path, image))
         if not args.json:
-            print(f"{path}  seed {image.seed}, {image.nfe} NFE, {reports[-1]['ms']} ms", flush=True)
+            print(f"{path}  seed {image.seed}, {image.nfe} NFE, {reports[-1]['ms']} ms{_notes(image)}", flush=True)
     if args.json:
         print(json.dumps({"images": reports} | reports[0]))
     return 0
@@ -110,7 +110,8 @@ def _pictures(
         dtype=args.dtype,
         backend=args.backend,
         adapters="fused" if args.adapter_scale is None else "separate",
-        engine=args.engine, **options.memory_of(args),
+        engine=args.engine,
+        **options.memory_of(args),
     )
     requests = _requests(args, jobs, size, pipeline.info)
     for request in requests:
@@ -143,6 +144,12 @@ def _requests(
         )
         for prompt, seed in jobs
     ]
+
+
+def _notes(image: GeneratedImage) -> str:
+    """What a request allowed to happen, and did."""
+    notes = {"untrained schedule": image.untrained_schedule, "prompt cut": image.truncated}
+    return "".join(f", {note}" for note, happened in notes.items() if happened)
 
 
 def _report(path: Path, image: GeneratedImage) -> dict[str, Any]:
