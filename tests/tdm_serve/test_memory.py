@@ -191,3 +191,38 @@ def test_free_memory_is_the_least_of_machine_and_container(tmp_path: Path) -> No
     (group / "memory.stat").write_text("anon 1\ninactive_file 500000\n")
     assert _host_free(proc, group) == 1_500_000
     assert _host_free(tmp_path / "none", tmp_path / "none") is None
+
+
+CHOICES = ("", "offload", "fp8", "both")
+IN_DOCS = ("zimage-tdm-r1", "sd3-medium-tdm", "sd35-medium-tdm", "sd35-medium-tdm:no-t5", "dreamshaper7-tdm")
+
+
+def row_of(name: str) -> str:
+    """GB on a GPU in bfloat16, by choice, and on the host with the text encoders there, of files in bfloat16."""
+    with random_specs([name]) as [spec]:
+        sizes = sizes_of(spec.base, spec.family, random=True)
+    network, *rest = sizes.parts
+    sizes = replace(sizes, parts=(replace(network, stored=torch.bfloat16), *rest))
+    needs = [
+        need(
+            sizes,
+            Wish(
+                CUDA,
+                torch.bfloat16,
+                "text" if choice in ("offload", "both") else "none",
+                "fp8" if choice in ("fp8", "both") else "none",
+                adapters=True,
+                pixels=spec.width * spec.height,
+            ),
+        )
+        for choice in CHOICES
+    ]
+    cells = [f"{one.device / GB:.1f}" for one in needs] + [f"{needs[1].host / GB:.1f}"]
+    return f"| `{name}` | {spec.width} | {' | '.join(cells)} |"
+
+
+@pytest.mark.slow
+def test_the_documents_say_what_is_reckoned(root: Path) -> None:
+    text = (root / "docs" / "models.md").read_text()
+    for name in IN_DOCS:
+        assert row_of(name) in text, row_of(name)
