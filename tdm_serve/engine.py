@@ -143,7 +143,9 @@ class Engine:
         length = self.model.check_prompt(request.prompt, truncate=cut)
         if guided:  # both predictions run in one forward
             length = max(length, self.model.check_prompt(request.negative_prompt, "negative_prompt", cut))
-        return Shape(request.width, request.height, self.model.shared_length(length) if self._mixes else length, guided)
+        if self._mixes:
+            length = self.model.shared_length(length, request.width, request.height)
+        return Shape(request.width, request.height, length, guided)
 
     def look(self, request: Request) -> tuple[Shape, bool]:
         """What `check` says and raises, and whether the request's text is at hand, so that its start is nearly free."""

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tdm_serve.core import Request
-from tdm_serve.engine import Engine
+from tdm_serve.engine import Engine, by_shape
 from tdm_serve.errors import CheckpointError, ConfigError
 from tdm_serve.models.families.table import FAMILIES, detect
 from tdm_serve.models.lora.files import METADATA_KEY
@@ -161,6 +161,25 @@ def test_the_folder_says_its_family(case: Case, folder: Path) -> None:
     other = "sd15" if case.family == "zimage" else "zimage"
     with pytest.raises(CheckpointError, match=rf"family '{other}', but its model_index.json is of"):
         Engine.load(replace(spec_of(case, folder), family=other))
+
+
+@pytest.mark.parametrize("case", ["zimage"], indirect=True)
+def test_an_engine_that_mixes_lengths_makes_the_same_pictures(case: Case, folder: Path, engine: Engine) -> None:
+    """As on a GPU: captions of 32, 64 and 96 tokens share a shape where the picture is large beside them."""
+    spec = replace(spec_of(case, folder), max_side=512)
+    mixing = Engine.load(spec, device="cpu", dtype="float32", strict=False)
+    assert mixing.check(Request(PROMPTS[0], 1, 512, 512)).text == 32  # what a CPU does by itself
+    mixing._mixes = True
+    small, large = (
+        [Request(text, 1, side, side, guidance=guidance) for text in (PROMPTS[0], LONG, LONGER)]
+        for side, guidance in ((64, None), (512, 2.0))
+    )
+    assert [mixing.check(one).text for one in small] == [32, 64, 96]
+    assert [mixing.check(one).text for one in large] == [64, 64, 96]
+    samples = mixing.start(large)
+    assert [len(group) for group in by_shape(samples)] == [2, 1]
+    alone = [latents(Engine.load(spec, device="cpu", dtype="float32"), one) for one in large[:2]]
+    assert relative(latents(mixing, *large)[:2], torch.cat(alone)) <= 1e-4
 
 
 def write_manifest(case: Case, folder: Path) -> None:

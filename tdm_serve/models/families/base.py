@@ -99,8 +99,11 @@ class Family(ABC):
     def refine(self, features: Tensor, length: int, version: Variant = BASE) -> Tensor:
         """Text (1, length, D) ready for the denoiser, of one prompt's features."""
 
-    def shared_length(self, length: int) -> int:
-        """The text length of the forwards that a prompt of a padded length shares with others, where lengths mix."""
+    def shared_length(self, length: int, width: int, height: int) -> int:  # noqa: ARG002
+        """The text length of the forwards that a prompt of a padded length shares with others, where lengths mix.
+
+        Width and height of the picture, in pixels, say how much a longer text costs.
+        """
         return length
 
     def joined(self, texts: Sequence[Tensor], length: int) -> tuple[Tensor, Tensor | None]:  # noqa: ARG002

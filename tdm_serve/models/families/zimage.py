@@ -29,6 +29,7 @@ from tdm_serve.sampling import Row
 
 KEPT_LEVELS = 256  # noise levels whose modulation is kept; requests choose their step count, so levels have no bound
 KEPT_PROMPTS = 1024  # prompts whose token ids are kept: a request's are wanted by its check and again by its start
+SHARE = 16  # a text may be filled up by this part of the picture's tokens, to share forwards with longer ones
 LONG_PROMPT = 4096  # characters; longer ones are refused after one look, and not worth keeping
 
 
@@ -106,10 +107,15 @@ class ZImage(Family):
         padded = F.pad(features, (0, 0, 0, length - len(features))).unsqueeze(0)  # learned tokens replace the zeros
         return self.denoiser.refine_text(padded, count, ((version, 1),))
 
-    def shared_length(self, length: int) -> int:
-        """32, 64, 128 and so on: few lengths, so that many prompts meet, and at most twice as many text tokens."""
-        most = padded_length(self.spec.max_prompt_tokens)
-        return min(most, TEXT_MULTIPLE << (-(-length // TEXT_MULTIPLE) - 1).bit_length())
+    def shared_length(self, length: int, width: int, height: int) -> int:
+        """Few lengths, so that many prompts meet, for at most one token more in 16 of the picture's.
+
+        Multiples of 256 at 1024x1024, which has 4096 tokens, and of 64 at 512x512.
+        """
+        side, unit = self.factor * PATCH, TEXT_MULTIPLE
+        while unit * 2 * SHARE <= (width // side) * (height // side):
+            unit *= 2
+        return min(padded_length(self.spec.max_prompt_tokens), -(-length // unit) * unit)
 
     def joined(self, texts: Sequence[Tensor], length: int) -> tuple[Tensor, Tensor | None]:
         return ragged(texts, [text.shape[1] for text in texts], length)
