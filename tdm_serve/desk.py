@@ -20,15 +20,14 @@ from tdm_serve.counters import Counters
 from tdm_serve.errors import (
     Cancelled,
     DeadlinePassed,
-    DeadlineUnreachable,
     EngineClosed,
     EngineFailed,
-    Overloaded,
     TdmServeError,
 )
 from tdm_serve.orders import Asked, Done, Errand, Item, Order
 from tdm_serve.preview_thread import PreviewThread
 from tdm_serve.profile import Profile
+from tdm_serve.refusing import error_of
 from tdm_serve.scheduler import Idle, Policy, Refusal, Run, Scheduler, Stage, Work
 from tdm_serve.ticket import Letter, Mailbox, Outcome, post
 from tdm_serve.watchdog import Doing, Watch
@@ -114,7 +113,7 @@ class Desk:
     def _promise_ms(self, order: Order, now: float) -> float:
         promise = self._scheduler.offer([item.work for item in order.items], now)
         if isinstance(promise, Refusal):
-            raise self._refused(promise.reason, _refusal(promise))
+            raise self._refused(promise.reason, error_of(promise))
         return promise.eta_ms
 
     def _forget(self, order: Order) -> None:
@@ -216,14 +215,8 @@ class Desk:
 
     def _begin(self, run: Run, items: Sequence[Item], now: float) -> None:
         self._open = run
-        shape, pictures, models = items[0].work.shape, len(items), len({item.work.model for item in items})
-        if run.stage is Stage.START:
-            expected_ms = self.profile.start_ms(shape, pictures, 0)
-        elif run.stage is Stage.STEP:
-            expected_ms = self.profile.step_ms(shape, pictures, models)
-        else:
-            expected_ms = self.profile.finish_ms(shape, pictures)
-        self.watch.begins(Doing(run.stage, shape, pictures, models), expected_ms, now)
+        doing = Doing(run.stage, items[0].work.shape, len(items), len({item.work.model for item in items}))
+        self.watch.begins(doing, doing.expected_ms(self.profile), now)
 
     def _wait(self, idle: Idle, now: float) -> None:
         self.lock.wait(None if idle.until_ms is None else max(idle.until_ms - now, 0.0) / 1000)
@@ -324,18 +317,6 @@ class Desk:
         for order in sorted(self._orders.values(), key=lambda order: order.number):
             promise = self._scheduler.offer([item.work for item in order.items], now)
             if isinstance(promise, Refusal):
-                self._settle(order, _refusal(promise))
+                self._settle(order, error_of(promise))
             else:
                 order.promise(now - order.arrived_ms + promise.eta_ms)
-
-
-def _refusal(refusal: Refusal) -> Overloaded:
-    wait_ms = refusal.retry_after_ms
-    if refusal.reason == "deadline":
-        return DeadlineUnreachable(
-            "the pictures are predicted to take longer than deadline_ms allows; give them more time, or leave it out",
-            wait_ms,
-        )
-    if refusal.reason == "queue_full":
-        return Overloaded(f"the queue is full; there will be room in about {wait_ms:.0f} ms", wait_ms)
-    return Overloaded(f"the queue is too long to be done in time; try again in about {wait_ms:.0f} ms", wait_ms)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from tdm_serve.core import Shape
 from tdm_serve.errors import ConfigError
-from tdm_serve.scheduler import Stage
+from tdm_serve.scheduler import Costs, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,14 @@ class Doing:
     shape: Shape
     pictures: int
     models: int = 1
+
+    def expected_ms(self, costs: Costs) -> float:
+        """What it is predicted to take, if no prompt is cached."""
+        if self.stage is Stage.START:
+            return costs.start_ms(self.shape, self.pictures, 0)
+        if self.stage is Stage.STEP:
+            return costs.step_ms(self.shape, self.pictures, self.models)
+        return costs.finish_ms(self.shape, self.pictures)
 
     def __str__(self) -> str:
         return f"{self.stage} of {self.pictures} {'picture' if self.pictures == 1 else 'pictures'} of {self.shape}"

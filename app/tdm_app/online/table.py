@@ -91,4 +91,5 @@ def set_loaded(connection: sqlite3.Connection, training_id: str, loaded: bool) -
 
 def _training(row: sqlite3.Row) -> Training:
     values: dict[str, Any] = dict(zip(row.keys(), row, strict=True))
-    return Training(**values | {"loaded": bool(row["loaded"])})
+    values["loaded"] = bool(values["loaded"])
+    return Training(**values)
