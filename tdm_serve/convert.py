@@ -16,7 +16,7 @@ from tdm_serve.errors import ConfigError, OutputError
 from tdm_serve.files import new_folder
 from tdm_serve.machine import versions
 from tdm_serve.models.adapters import fuse_adapters
-from tdm_serve.models.catalog import resolve
+from tdm_serve.models.catalog import configured
 from tdm_serve.models.described import described_base, described_version
 from tdm_serve.models.families.table import FAMILIES, INDEX, read_index
 from tdm_serve.models.folders import network_of
@@ -72,7 +72,7 @@ def convert_adapter(
         raise OutputError(f"{output} exists; name a new file")
     if scale == 0.0:
         raise ConfigError("scale is 0, which would leave nothing of the adapter; it must be another number")
-    described = read_base(Path(base) if Path(base).is_dir() else resolve(base).base)
+    described = read_base(Path(base) if Path(base).is_dir() else configured(base))
     lora = read_lora(adapter, described, format_name, stated)
     for warning in lora.warnings:
         logger.warning("%s", warning)

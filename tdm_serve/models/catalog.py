@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,19 +16,19 @@ from tdm_serve.models.sources import ABOUT, ADAPTERS, PREFIX, fetch, fetch_file,
 from tdm_serve.models.spec import MANIFEST, Adapter, ModelSpec
 from tdm_serve.models.stock import stock_spec
 
-__all__ = ["EMBEDDED", "Reference", "evaluations", "resolve"]
+__all__ = ["EMBEDDED", "Reference", "configured", "evaluations", "resolve"]
 
 OPTIONS = ("adapter", "base", "file", "name", "version")
 
-# a catalogue id, hub:OWNER/NAME@REVISION, FOLDER or FOLDER@VERSION, each with options after commas; or a spec
+# a catalogue id, hub:OWNER/NAME@REVISION, FOLDER or FOLDER@VERSION, each with options behind a plus; or a spec
 Reference = str | Path | ModelSpec
 
 
 def resolve(model: Reference) -> ModelSpec:
     """The spec of a reference. What a name or a hub reference needs and is not at hand is downloaded.
 
-    Options after commas change it: `base=` (folder or hub) and `file=` (one safetensors file with the network) in place
-    of an entry's own base, `adapter=` in place of its adapter, `version=` of a repository with a manifest, and `name=`.
+    Options behind it change it: `+base=` (folder or hub) and `+file=` (one safetensors file with the network) in place
+    of an entry's own base, `+adapter=` in place of its adapter, `+version=` of a repository with a manifest, `+name=`.
     A spec stands for itself: it is how a diffusers folder is loaded whose schedule only the caller knows.
 
     Raises UnknownModel, ConfigError, CheckpointError or, where nothing can be fetched, DownloadError.
@@ -44,17 +45,25 @@ def resolve(model: Reference) -> ModelSpec:
     return replace(spec, id=options["name"]) if "name" in options else spec
 
 
+def configured(reference: str | Path) -> Path:
+    """The base folder of a reference, of which a hub's may hold configurations alone: enough to check an adapter."""
+    entry = catalogue().get(str(reference))
+    if entry is None or entry.base is None:
+        return resolve(reference).base
+    return fetch(entry.base, (INDEX, "*/config.json"))
+
+
 def _split(text: str) -> tuple[str, dict[str, str]]:
-    """What is named, and the options behind it. A path may hold commas: what exists is a path."""
+    """What is named, and the options behind it. What exists under the whole text is a path without options."""
     if Path(text).exists():
         return text, {}
-    what, *parts = text.split(",")
+    what, *parts = re.split(r"\+(?=\w+=)", text)
     options = {key: value for key, _, value in (part.partition("=") for part in parts)}
     odd = [key for key, value in options.items() if key not in OPTIONS or not value]
     if odd or len(options) != len(parts):
         raise ConfigError(
-            f"model {text!r} has the option {odd[0] if odd else 'that is there twice'!r}; after the first comma each "
-            f"is one of {', '.join(f'{key}=...' for key in OPTIONS)}"
+            f"model {text!r} has the option {odd[0] if odd else 'that is there twice'!r}; its options are "
+            f"{', '.join(f'+{key}=...' for key in OPTIONS)}"
         )
     return what, options
 
@@ -107,7 +116,7 @@ def _from_folder(what: str, text: str, options: Mapping[str, str]) -> ModelSpec:
     if Path(what).is_file():
         raise CheckpointError(
             f"{what} is a single file, whose schedule and other parts are unknown; name the entry that it is like, as "
-            f"in zimage-turbo,file={what}, or for an adapter zimage-tdm-r1,adapter={what}"
+            f"in zimage-turbo+file={what}, or for an adapter zimage-tdm-r1+adapter={what}"
         )
     if Path(what).exists():
         _only(options, text, "adapter", "name", "version")
@@ -129,13 +138,13 @@ def _described(folder: Path, name: str, options: Mapping[str, str]) -> ModelSpec
 
 def _only(options: Mapping[str, str], what: str, *allowed: str) -> None:
     if odd := sorted(set(options) - set(allowed)):
-        raise ConfigError(f"{what} takes no {odd[0]}=; it takes {', '.join(f'{key}=' for key in allowed)}")
+        raise ConfigError(f"{what} takes no +{odd[0]}=; it takes {', '.join(f'+{key}=' for key in allowed)}")
 
 
 def _folder(place: str) -> Path:
     if Path(place).is_dir():
         return Path(place)
-    hint = f"; for a single file write file={place}" if Path(place).is_file() else ""
+    hint = f"; for a single file write +file={place}" if Path(place).is_file() else ""
     raise CheckpointError(f"base {place!r} is no folder; name a diffusers folder or hub:OWNER/NAME{hint}")
 
 

@@ -99,7 +99,7 @@ def load(
     spec, files = examine(names[0])
     specs = [spec, *(_of_same_base(resolve(name), spec) for name in names[1:])]
     if len({one.id for one in specs}) < len(specs):
-        raise ConfigError(f"of {', '.join(one.id for one in specs)} one id is twice; give one another name=")
+        raise ConfigError(f"of {', '.join(one.id for one in specs)} one id is twice; give one another +name=")
     return _loaded(specs, files, wish, adapters, growing, memory.get("max_memory_gb"))
 
 

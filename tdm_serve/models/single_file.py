@@ -38,7 +38,7 @@ def with_file(base: Path, family: str, file: Path) -> Path:
             f"single files are read for {', '.join(CLASSES)}, not for family {family!r}; name a folder"
         )
     if not file.is_file() or file.suffix != ".safetensors":
-        raise CheckpointError(f"{file} is no safetensors file; file= takes one with the network's weights")
+        raise CheckpointError(f"{file} is no safetensors file; +file= takes one with the network's weights")
     check_whole(file)
     folder = cache_folder() / f"{file.stem}-{_key(base, family, file)}"
     if folder.is_dir():

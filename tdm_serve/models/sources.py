@@ -187,10 +187,10 @@ def _out_of_reach(hub: Hub, error: Exception) -> str:
     what = f"{hub} is not, or not whole, in the cache {constants.HF_HUB_CACHE}"
     cause = error.__cause__
     if isinstance(cause, OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
-        return f"{what}, and HF_HUB_OFFLINE forbids to fetch it; unset it once, or name a folder with base="
+        return f"{what}, and HF_HUB_OFFLINE forbids to fetch it; unset it once, or name a folder with +base="
     return (
         f"{what}, and the hub at {constants.ENDPOINT} cannot be reached ({_short(cause or error)}); check the network "
-        "and HF_ENDPOINT, or name a folder with base="
+        "and HF_ENDPOINT, or name a folder with +base="
     )
 
 

@@ -47,7 +47,7 @@ def stock_spec(folder: Path, model_id: str, adapters: tuple[Adapter, ...] = ()) 
 
 def _advice(folder: Path, family: str) -> str:
     like = [name for name, one in catalogue().items() if one.base and one.fields["family"] == family]
-    named = " or ".join(f"{name},base={folder}" for name in like)
+    named = " or ".join(f"{name}+base={folder}" for name in like)
     return f"a few-step model is named with the entry that it is like ({named}), or has its own {MANIFEST}"
 
 

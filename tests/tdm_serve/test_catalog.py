@@ -128,13 +128,13 @@ def test_an_unknown_key_is_refused(tmp_path: Path, old: str, new: str) -> None:
 
 
 def test_embedded_entries_take_a_name() -> None:
-    spec = resolve("default-tdm,name=mine")
+    spec = resolve("default-tdm+name=mine")
     assert (spec.id, spec.version, spec.base) == ("mine", "tdm", EMBEDDED)
 
 
 def test_two_models_of_one_id_are_refused() -> None:
-    with pytest.raises(ConfigError, match="of default, default one id is twice; give one another name="):
-        load(["default", f"{EMBEDDED},name=default"], "cpu")
+    with pytest.raises(ConfigError, match=r"of default, default one id is twice; give one another \+name="):
+        load(["default", f"{EMBEDDED}+name=default"], "cpu")
 
 
 def test_local_adapters_say_their_own_rank_where_they_can(tmp_path: Path) -> None:

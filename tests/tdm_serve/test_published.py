@@ -22,12 +22,14 @@ from peft import get_peft_model
 from PIL import Image
 
 from tdm_serve import Pipeline
+from tdm_serve.convert import convert_adapter
 from tdm_serve.engine import Engine
 from tdm_serve.errors import CheckpointError, DownloadError, InvalidRequest
 from tdm_serve.models.catalog import Reference, resolve
 from tdm_serve.models.entries import catalogue
 from tdm_serve.models.listing import entries
 from tdm_serve.models.load import load
+from tdm_serve.models.lora import Stated
 from tests.conftest import Cli
 from tests.tdm_serve import hub_server, published
 
@@ -176,7 +178,7 @@ def test_the_listing_tells_what_is_at_hand(hub: hub_server.Hub, tmp_path: Path) 
 
 def test_local_parts_in_place_of_published_ones(hub: hub_server.Hub, tmp_path: Path) -> None:
     base, file = published.publish(hub, "sd35-medium-tdm", tmp_path)
-    spec = resolve(f"sd35-medium-tdm,base={base},adapter={file},name=mine")
+    spec = resolve(f"sd35-medium-tdm+base={base}+adapter={file}+name=mine")
     assert (spec.id, spec.base) == ("mine", base)
     assert spec.adapters[0].path == file and spec.adapters[0].rank == 32 and spec.adapters[0].alpha == 64.0
     assert not hub.requests
@@ -186,7 +188,7 @@ def test_local_parts_in_place_of_published_ones(hub: hub_server.Hub, tmp_path: P
 def test_another_repository_as_the_base(hub: hub_server.Hub, tmp_path: Path) -> None:
     base, _ = published.publish(hub, "zimage-turbo", tmp_path)
     commit = hub.add("someone/finetune", base).commit
-    spec = resolve(f"zimage-turbo,base=hub:someone/finetune@{commit}")
+    spec = resolve(f"zimage-turbo+base=hub:someone/finetune@{commit}")
     assert commit in str(spec.base) and spec.rows() == resolve("zimage-turbo").rows()
 
 
@@ -194,24 +196,34 @@ def test_a_single_file_spares_the_network_of_the_base(hub: hub_server.Hub, tmp_p
     base, _ = published.publish(hub, "zimage-turbo", tmp_path)
     file = tmp_path / "network.safetensors"
     shutil.copy(base / "transformer" / "diffusion_pytorch_model.safetensors", file)
-    spec = resolve(f"zimage-turbo,file={file}")
+    spec = resolve(f"zimage-turbo+file={file}")
     assert not hub.gets("transformer/diffusion_pytorch_model.safetensors")
     assert hub.gets("vae/diffusion_pytorch_model.safetensors")
     assert load(spec, "cpu").served
+
+
+def test_an_adapter_is_converted_against_the_configuration_alone(hub: hub_server.Hub, tmp_path: Path) -> None:
+    _, file = published.publish(hub, "sd35-medium-tdm", tmp_path)
+    assert file is not None
+    out = convert_adapter(file, "sd35-medium-tdm", tmp_path / "named.safetensors", stated=Stated(32, 64.0))
+    assert out.is_file() and hub.gets("transformer/config.json")
+    assert not [one for one in hub.requests if one.path.endswith(".safetensors")]
+    spec = resolve(f"sd35-medium-tdm+base={tmp_path / 'base'}+adapter={out}")  # which says its own rank and alpha
+    assert np.abs(picture(spec) - picture("sd35-medium-tdm")).max() <= 2
 
 
 def test_a_base_of_another_family(hub: hub_server.Hub, tmp_path: Path) -> None:
     published.publish(hub, "zimage-tdm-r1", tmp_path)
     base = published.base_folder(catalogue()["dreamshaper7-tdm"], tmp_path / "other")
     with pytest.raises(CheckpointError, match=r"said to be of family 'zimage', but its model_index\.json is of 'sd15'"):
-        load(f"zimage-tdm-r1,base={base}", "cpu")
+        load(f"zimage-tdm-r1+base={base}", "cpu")
 
 
 def test_an_adapter_of_another_base(hub: hub_server.Hub, tmp_path: Path) -> None:
     _, file = published.publish(hub, "sd35-medium-tdm", tmp_path / "sd35")
     published.publish(hub, "zimage-tdm-r1", tmp_path / "zimage")
     with pytest.raises(CheckpointError, match=r"is a list of \d+ tensors, but \d+ are expected"):
-        load(f"zimage-tdm-r1,adapter={file}", "cpu")
+        load(f"zimage-tdm-r1+adapter={file}", "cpu")
 
 
 def test_a_gated_base_says_how_to_get_in(hub: hub_server.Hub, tmp_path: Path) -> None:

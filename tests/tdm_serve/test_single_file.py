@@ -73,9 +73,9 @@ def test_a_network_with_diffusers_names(family: str, tmp_path: Path, cache: Path
     whole, base = bases(family, tmp_path)
     file = tmp_path / "network.safetensors"
     shutil.copy(whole / network_folder(family) / WEIGHTS, file)
-    like = f"{LIKE[family]},base={base}" + ("" if family == "zimage" else f",adapter={file}")  # not read here
-    expected = picture(f"{LIKE[family]},base={whole}" + ("" if family == "zimage" else f",adapter={file}"))
-    assert (picture(f"{like},file={file}") == expected).all()
+    like = f"{LIKE[family]}+base={base}" + ("" if family == "zimage" else f"+adapter={file}")  # not read here
+    expected = picture(f"{LIKE[family]}+base={whole}" + ("" if family == "zimage" else f"+adapter={file}"))
+    assert (picture(f"{like}+file={file}") == expected).all()
     assert (picture(like) != expected).any()
     (kept,) = cache.iterdir()
     assert (kept / "vae").is_symlink() and not (kept / network_folder(family)).is_symlink()
@@ -86,8 +86,8 @@ def test_a_published_z_image_file_with_its_own_names(tmp_path: Path) -> None:
     state = ZImageTransformer2DModel.from_pretrained(whole / "transformer").state_dict()
     file = tmp_path / "z_image_turbo.safetensors"
     save_file(original_names.zimage(state), file)
-    made = picture(f"zimage-turbo,base={base},file={file}")
-    assert (made == picture(f"zimage-turbo,base={whole}")).all()
+    made = picture(f"zimage-turbo+base={base}+file={file}")
+    assert (made == picture(f"zimage-turbo+base={whole}")).all()
 
 
 def test_a_whole_sd15_checkpoint_brings_its_other_parts(tmp_path: Path) -> None:
@@ -105,11 +105,11 @@ def test_a_whole_sd15_checkpoint_brings_its_other_parts(tmp_path: Path) -> None:
     state |= original_names.vae(parts["vae"].state_dict(), blocks=4)
     state |= original_names.clip(parts["text_encoder"].state_dict())
     save_file(state, file)
-    spec = resolve(f"dreamshaper7-tdm,base={base},file={file},adapter={file}")
+    spec = resolve(f"dreamshaper7-tdm+base={base}+file={file}+adapter={file}")
     assert not any((spec.base / name).is_symlink() for name in parts)
     assert (spec.base / "tokenizer").is_symlink(), "what the file does not hold is the base's"
-    expected = picture(f"dreamshaper7-tdm,base={whole},adapter={file}")
-    assert (picture(f"dreamshaper7-tdm,base={base},file={file},adapter={file}") == expected).all()
+    expected = picture(f"dreamshaper7-tdm+base={whole}+adapter={file}")
+    assert (picture(f"dreamshaper7-tdm+base={base}+file={file}+adapter={file}") == expected).all()
 
 
 def test_it_is_converted_once_and_again_when_the_file_changes(
@@ -118,7 +118,7 @@ def test_it_is_converted_once_and_again_when_the_file_changes(
     whole, base = bases("sd15", tmp_path)
     file = tmp_path / "network.safetensors"
     shutil.copy(whole / "unet" / WEIGHTS, file)
-    reference = f"dreamshaper7-tdm,base={base},file={file},adapter={file}"
+    reference = f"dreamshaper7-tdm+base={base}+file={file}+adapter={file}"
     with caplog.at_level(logging.WARNING):
         first = resolve(reference).base
         assert resolve(reference).base == first
@@ -133,40 +133,40 @@ def test_the_type_of_the_file_is_kept(tmp_path: Path) -> None:
     whole, base = bases("sd15", tmp_path)
     file = tmp_path / "network.safetensors"
     save_file({key: value.half() for key, value in load_file(whole / "unet" / WEIGHTS).items()}, file)
-    spec = resolve(f"dreamshaper7-tdm,base={base},file={file},adapter={file}")
+    spec = resolve(f"dreamshaper7-tdm+base={base}+file={file}+adapter={file}")
     assert {value.dtype for value in load_file(spec.base / "unet" / WEIGHTS).values()} == {torch.float16}
 
 
 def test_files_that_are_not_read(tmp_path: Path, cache: Path) -> None:
     whole, base = bases("sd15", tmp_path)
-    prefix = f"dreamshaper7-tdm,base={base},adapter={base}"
+    prefix = f"dreamshaper7-tdm+base={base}+adapter={base}"
     with pytest.raises(CheckpointError, match=r"nothing\.safetensors is no safetensors file"):
-        resolve(f"{prefix},file={tmp_path / 'nothing.safetensors'}")
+        resolve(f"{prefix}+file={tmp_path / 'nothing.safetensors'}")
     short = tmp_path / "short.safetensors"
     short.write_bytes((whole / "unet" / WEIGHTS).read_bytes()[:-8])
     with pytest.raises(CheckpointError, match="its header promises"):
-        resolve(f"{prefix},file={short}")
+        resolve(f"{prefix}+file={short}")
     odd = tmp_path / "odd.safetensors"
     save_file({"weight": torch.zeros(4, dtype=torch.float8_e4m3fn)}, odd)
     with pytest.raises(CheckpointError, match=r"weights of type F8_E4M3; float32, float16 and bfloat16 are read"):
-        resolve(f"{prefix},file={odd}")
+        resolve(f"{prefix}+file={odd}")
     with pytest.raises(CheckpointError, match="single files are read for zimage, sd3, sd15, not for family 'pixart'"):
-        resolve(f"pixart-alpha-512,base={base},file={odd}")
+        resolve(f"pixart-alpha-512+base={base}+file={odd}")
     assert not cache.exists() or not list(cache.iterdir()), "nothing half made is left"
 
 
 def test_a_network_of_another_base_or_with_missing_weights(tmp_path: Path, cache: Path) -> None:
     whole, base = bases("sd15", tmp_path)
-    prefix = f"dreamshaper7-tdm,base={base},adapter={base}"
+    prefix = f"dreamshaper7-tdm+base={base}+adapter={base}"
     state = load_file(whole / "unet" / WEIGHTS)
     cut = tmp_path / "cut.safetensors"
     save_file({key: value for key, value in state.items() if "conv_out" not in key}, cut)
     with pytest.raises(CheckpointError, match=r"cut\.safetensors .*(conv_out|unet)"):
-        resolve(f"{prefix},file={cut}")
+        resolve(f"{prefix}+file={cut}")
     other = tmp_path / "other.safetensors"
     save_file({key: value[:1].clone() for key, value in state.items()}, other)
     with pytest.raises(CheckpointError, match=r"other\.safetensors does not hold the unet of"):
-        resolve(f"{prefix},file={other}")
+        resolve(f"{prefix}+file={other}")
     assert not list(cache.iterdir())
 
 
@@ -175,6 +175,6 @@ def test_links_are_followed_and_modes_of_the_base_left_alone(tmp_path: Path) -> 
     (base / "vae").chmod(0o700)
     file = tmp_path / "network.safetensors"
     shutil.copy(whole / "unet" / WEIGHTS, file)
-    folder = resolve(f"dreamshaper7-tdm,base={base},file={file},adapter={file}").base
+    folder = resolve(f"dreamshaper7-tdm+base={base}+file={file}+adapter={file}").base
     assert (base / "vae").stat().st_mode & 0o777 == 0o700
     assert json.loads((folder / "model_index.json").read_text())["_class_name"] == "StableDiffusionPipeline"

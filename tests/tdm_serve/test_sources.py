@@ -238,7 +238,7 @@ def test_without_the_network_everything_else_is_wanted(family: str) -> None:
 def test_a_repository_with_a_manifest_of_ours(hub: hub_server.Hub) -> None:
     """It is a checkpoint like a local one, adapters and versions included."""
     commit = hub.add(NAME, EMBEDDED).commit
-    spec = resolve(f"hub:{NAME}@{commit},version=tdm,name=mine")
+    spec = resolve(f"hub:{NAME}@{commit}+version=tdm+name=mine")
     assert (spec.id, spec.version, spec.family) == ("mine", "tdm", "zimage")
     assert spec.adapters[0].path.is_file()
     assert spec.base != EMBEDDED and base_files(spec.base, "zimage")
