@@ -8,7 +8,7 @@ adapters usually go on.
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -38,7 +38,7 @@ class Unpacked:
         self.network, self.denoiser, self.channels = self.load_network()
 
 
-class FamilyTrainee:
+class FamilyTrainee(ABC):
     """A loaded base as a `Trainee`; its parts for text and pictures stay on the device that they were loaded to."""
 
     kind: ClassVar[type[Family]]  # of `Unpacked` and the family

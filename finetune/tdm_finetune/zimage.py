@@ -70,9 +70,10 @@ class ZImageTrainee:
         checkpoint_hash: str = "",
     ) -> None:
         self.transformer, self.frozen = transformer, frozen
-        self.text_tokens, self.truncate = text_tokens, truncate
+        self.text_tokens = text_tokens
         self.adapter, self.checkpoint_hash, self.picture_size = adapter, checkpoint_hash, picture_size
         self.world: World | None = SCENES if frozen.reads_scenes else None
+        self.truncate = truncate and self.world is None  # scenes end in markers
         self.denoiser = ZImageDenoiser(transformer)
         self.net: nn.Module = VelocityNet(self.denoiser)
         self.process = Flow(shift)

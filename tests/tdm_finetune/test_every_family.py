@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -20,10 +22,12 @@ from tdm_finetune.choices import Choices
 from tdm_finetune.clock import PREFIX
 from tdm_finetune.families import load_trainee
 from tdm_finetune.paint import Network, paint
+from tdm_finetune.replay import Replay
 from tdm_finetune.roles import ADAPTER_FILE, Roles
 from tdm_finetune.run import Run
 from tdm_finetune.student import Student
 from tdm_finetune.tdm import Distillation, TdmConfig
+from tdm_finetune.tdm_r1 import TdmR1Config
 from tdm_finetune.trainee import Trainee
 from tdm_finetune.workers import Workers
 from tdm_serve import Pipeline
@@ -141,6 +145,24 @@ def test_generate_draws_the_trained_version(runs: dict[str, Path], tmp_path: Pat
         assert pictures[0].read_bytes() != pictures[1].read_bytes()
     finally:
         moved.rename(runs["out"])
+
+
+def test_rated_pictures_are_made_again(runs: dict[str, Path], tmp_path: Path) -> None:
+    """People rate what is served: from prompt and seed the trainer comes to the same pictures."""
+    reference = f"{runs['out']}@tdm"
+    pipeline = Pipeline.from_pretrained(reference, device="cpu")
+    recipe = {"prompt": PROMPTS[0], "checkpoint_hash": pipeline.info.checkpoint_hash, "model": reference}
+    shared = recipe | {"size": "64x64", "time": "2026-11-22T10:00:00Z"}
+    path = tmp_path / "likes.jsonl"
+    path.write_text("".join(json.dumps({"seed": seed, "like": seed == 3, **shared}) + "\n" for seed in (3, 4)))
+    config = TdmR1Config(checkpoint=reference, group=2, feedback=path, rank=4, alpha=8.0)
+    student = Student(config, load_trainee(reference, PLAIN, CPU), Workers())
+    replay = Replay(path, student, 2)
+    batch = student.batch(list(islice(replay.prompts(0), 1)), 2, 0, range(1))
+    trajectory, ratings = replay.trajectory(batch)
+    for picture, rating in zip(student.trainee.decode(trajectory.states[-1]), ratings.tolist(), strict=True):
+        [theirs] = pipeline(PROMPTS[0], seed=3 if rating > 0 else 4)
+        assert np.abs(np.asarray(theirs.image).astype(int) - picture.numpy().astype(int)).max() <= 1
 
 
 @pytest.mark.slow
@@ -311,3 +333,28 @@ def test_an_adapter_on_convolutions_is_refused(tmp_path: Path) -> None:
         ConfigError, match=r"changes the convolution down_blocks.*conv1; only linear layers are trained"
     ):
         load_trainee(reference, Choices(), CPU)
+
+
+@pytest.mark.slow
+def test_two_processes_that_share_the_base_train_as_one(
+    folder: Path, prompts: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """The command under torchrun: each block's weights are spread, whatever a family's network calls where."""
+    common = {"checkpoint": folder, "prompts": prompts, "batch": 4, "precision": "fp32", **SHORT}
+    assert finetune("tdm", run=tmp_path / "one", **common) == 0
+    config = tmp_path / "config.toml"  # torchrun takes --run for an option of its own
+    config.write_text(f'run = "{tmp_path / "two"}"')
+    arguments = ["finetune", "tdm", *flags({**common, "shard": True, "checkpointing": True, "config": config})]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    done = subprocess.run(
+        [*launch, "tdm_serve.cli", *arguments],
+        env=environment | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [json.loads((tmp_path / name / "log.jsonl").read_text().splitlines()[0]) for name in ("one", "two")]
+    for name in ("fake_loss", "generator_kl", "generator_guidance"):
+        assert rows[1][name] == pytest.approx(rows[0][name], rel=2e-4), name
