@@ -123,6 +123,14 @@ def test_the_largest_size_and_the_longest_text_have_places(tmp_path: Path) -> No
         Engine.load(replace(spec, max_prompt_tokens=97))
 
 
+@pytest.mark.parametrize("case", ["sd15-dpm"], indirect=True)
+def test_sd15_makes_every_multiple_of_eight(case: Case, folder: Path, stock: Any) -> None:
+    """Latents with sides that do not halve evenly."""
+    engine = Engine.load(replace(spec_of(case, folder), size_multiple=8), device="cpu", dtype="float32")
+    request = replace(asked("a red star"), width=72, height=56)
+    assert relative(latents(engine, request), their_latents(stock, case, request)) <= 1e-4
+
+
 CAPTIONS = (
     "A <b>red</b> star",
     "9 Stars (512x512) see http://a.com/b.png",

@@ -140,6 +140,16 @@ def test_a_compiled_forward_is_one_graph(family: str) -> None:
             assert relative(compiled(latents, table, text, (), counts), expected) <= 1e-4
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", ["zimage", "sd35"])
+def test_rows_on_a_gpu_are_those_of_a_cpu(family: str) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = False
+    denoiser, (latents, table, text, lengths) = inputs_of(family)
+    expected = denoiser(latents, table, text, (), lengths)
+    latents, table, text, lengths = (one.cuda() for one in (latents, table, text, lengths))
+    assert relative(denoiser.cuda()(latents, table, text, (), lengths).cpu(), expected) <= 1e-4
+
+
 def float64_error(half: Tensor, exact: Tensor) -> float:
     return float((half.double() - exact).norm() / exact.norm())
 
