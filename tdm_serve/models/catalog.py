@@ -12,7 +12,7 @@ from tdm_serve.models.entries import EMBEDDED, Entry, catalogue
 from tdm_serve.models.families.table import INDEX, detect
 from tdm_serve.models.manifest import read_spec
 from tdm_serve.models.single_file import with_file
-from tdm_serve.models.sources import ABOUT, ADAPTERS, PREFIX, fetch, fetch_file, hub_of, wanted
+from tdm_serve.models.sources import ABOUT, ADAPTERS, PREFIX, Hub, fetch, fetch_file, hub_of, wanted
 from tdm_serve.models.spec import MANIFEST, Adapter, ModelSpec
 from tdm_serve.models.stock import stock_spec
 
@@ -100,12 +100,13 @@ def _from_hub(what: str, text: str, options: Mapping[str, str]) -> ModelSpec:
     """A repository that holds a diffusers folder: with a manifest of ours, or as its stock pipeline has it."""
     _only(options, text, "adapter", "name", "version")
     hub = hub_of(what)
-    if not (fetch(hub, ABOUT) / INDEX).is_file():
+    folder = fetch(hub, ABOUT)
+    if not (folder / INDEX).is_file():
         raise CheckpointError(
-            f"{hub} holds no {INDEX}, so it is no diffusers pipeline; an adapter is named as adapter="
+            f"{hub} holds no {INDEX}, so it is no diffusers pipeline; an adapter is named as +adapter="
         )
-    family = detect(fetch(hub, ABOUT))
-    return _described(fetch(hub, (*wanted(family), ADAPTERS)), what, options)
+    pinned = Hub(hub.repo, folder.name)  # so that all files are of one commit
+    return _described(fetch(pinned, (*wanted(detect(folder)), ADAPTERS)), what, options)
 
 
 def _from_folder(what: str, text: str, options: Mapping[str, str]) -> ModelSpec:

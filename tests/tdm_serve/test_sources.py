@@ -244,6 +244,14 @@ def test_a_repository_with_a_manifest_of_ours(hub: hub_server.Hub) -> None:
     assert spec.base != EMBEDDED and base_files(spec.base, "zimage")
 
 
+def test_without_a_revision_all_files_are_of_one_commit(hub: hub_server.Hub, caplog: pytest.LogCaptureFixture) -> None:
+    commit = hub.add(NAME, EMBEDDED).commit
+    with caplog.at_level(logging.WARNING):
+        assert resolve(f"hub:{NAME}").base.name == commit
+    assert caplog.text.count("is not pinned") == 1
+    assert {one.path.split("/resolve/")[1].split("/")[0] for one in hub.requests if "/resolve/" in one.path} == {commit}
+
+
 def test_a_repository_that_is_no_pipeline(hub: hub_server.Hub, folder: Path) -> None:
     commit = hub.add(NAME, folder).commit
     with pytest.raises(Exception, match=r"holds no model_index\.json, so it is no diffusers pipeline"):
