@@ -124,6 +124,8 @@ def _warn(settings: Settings, state: State) -> None:
     """Says what an operator may not have meant: an open door, or one that nobody has a key for."""
     if settings.auth == "off" and settings.allow_open:
         log.warning("there is no authentication: everybody who can reach %s can make pictures here", settings.host)
+    if settings.online_training and not settings.feedback:
+        log.warning("online_training is on, but feedback is off, so there is nothing to train from")
     if settings.auth == "on" and settings.admin_key is None and not state.has_keys():
         log.warning("no API key is in use, so nobody is let in; `tdm-serve keys create NAME` makes one")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,24 +19,12 @@ from tdm_app.api import create_app
 from tdm_app.settings import Settings
 from tdm_serve import AsyncEngine
 from tdm_serve.scheduler import Policy
-from tests.tdm_serve.toy_device import ToyDevice
+from tests.tdm_serve.toy_device import SlowStart
 
 IMAGES, JOBS = "/v1/images/generations", "/v1/jobs"
 BODY: dict[str, Any] = {"prompt": "a star", "model": "toy"}
 QUIET_S = 0.05
 HANG_S = 0.2
-
-
-class SlowStart(ToyDevice):
-    """Its warm-up goes on when the test says so; nothing else is slow."""
-
-    def __init__(self) -> None:
-        super().__init__(call_s=0.0005)
-        self.warm = threading.Event()
-        self.trip = lambda _stage, _batch: self._wait()
-
-    def _wait(self) -> None:
-        assert self.warm.wait(30), "the test never let it warm up"
 
 
 @pytest.fixture

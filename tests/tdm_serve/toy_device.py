@@ -162,6 +162,18 @@ class ToyDevice:
         return Counter(stage for stage, _ in self.calls)
 
 
+class SlowStart(ToyDevice):
+    """Its warm-up goes on when the test says so; nothing else is slow."""
+
+    def __init__(self) -> None:
+        super().__init__(call_s=0.0005)
+        self.warm = threading.Event()
+        self.trip = lambda _stage, _batch: self._wait()
+
+    def _wait(self) -> None:
+        assert self.warm.wait(60), "the test never let it warm up"
+
+
 def colour_of(request: Request) -> tuple[int, int, int]:
     """What a picture of a request must look like, whatever its company."""
     return request.seed % 256, len(request.prompt), request.steps or 0

@@ -189,6 +189,8 @@ class OnlineTraining:
             folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_atomically(folder.ratings, records.encode())
             await self._run(training)
+            if (await self.find(training.id)).status != "running" and self._process is not None:
+                await stop(self._process)  # it was called off before there was a process
         except (OSError, TdmServeError) as error:
             said = error.strerror or str(error) if isinstance(error, OSError) else str(error)
             await self._end(training, "failed", f"the training could not begin: {said}")
