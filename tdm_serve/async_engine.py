@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import threading
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,8 +33,11 @@ from tdm_serve.ticket import Mailbox, Ticket, post
 from tdm_serve.warmup import WarmUp, load_profile, profile_path, save_profile, shape_of
 from tdm_serve.watchdog import HANG_S, Watch, Watchdog
 
+logger = logging.getLogger(__name__)
+
 PLAIN = Terms()
 STANDARD = Policy()
+HUNG_GRACE_S = 5.0
 
 
 class AsyncEngine:
@@ -207,12 +212,17 @@ class AsyncEngine:
         return WarmShape(shape.width, shape.height, shape.text, shape.guided, best, alone)
 
     async def close(self) -> None:
-        """Refuses the new with EngineClosed, finishes what was accepted, ends the threads. Any number of times."""
+        """Refuses the new with EngineClosed, finishes what was accepted, ends the threads. Any number of times.
+
+        A device that hangs has HUNG_GRACE_S to come back; what waits for it ends with EngineClosed then.
+        """
         self._desk.close()
         await asyncio.to_thread(self._end)
 
     def _end(self) -> None:
-        self._thread.join()
+        began = time.monotonic()
+        if not self._thread.join(lambda: self.hung is not None and time.monotonic() - began > HUNG_GRACE_S):
+            logger.error("the engine closes without its device: %s", self.hung)
         self._desk.drop_rest()
         self._watchdog.close()
         self._previews.close()

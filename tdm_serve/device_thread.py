@@ -25,6 +25,7 @@ from tdm_serve.scheduler import Run, Stage
 logger = logging.getLogger(__name__)
 
 DEAD = "the device failed twice; the server must be restarted"
+TICK_S = 0.1
 PATIENCE_S = 10.0  # for the run under way, when a program ends without closing
 UNPREPARED = "the device could not be prepared; the server's log says why"
 
@@ -54,11 +55,17 @@ class DeviceThread:
         self._thread.start()
         atexit.register(self._abandon)
 
-    def join(self) -> None:
-        """Waits for the thread, and for its successor if it dies meanwhile. At once where it was never started."""
+    def join(self, given_up: Callable[[], bool]) -> bool:
+        """Waits for the thread, and for its successor if it dies meanwhile. At once where it was never started.
+
+        False where it was `given_up` instead.
+        """
         while (thread := self._thread).is_alive():
-            thread.join()
+            if given_up():
+                return False
+            thread.join(TICK_S)
         atexit.unregister(self._abandon)
+        return True
 
     def _abandon(self) -> None:
         """At the end of a program that did not close its engine: Python would kill the thread in the middle of C++."""

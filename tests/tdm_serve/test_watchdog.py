@@ -128,6 +128,23 @@ def test_closing_is_possible_when_a_hung_device_comes_back(device: ToyDevice, tm
     served(device, tmp_path, play)
 
 
+def test_closing_does_not_wait_for_ever(device: ToyDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tdm_serve.async_engine.HUNG_GRACE_S", 0.1)
+
+    async def play(engine: AsyncEngine) -> None:
+        device.gate.clear()
+        ticket = engine.submit([asked()])
+        await until(lambda: engine.hung is not None)
+        async with asyncio.timeout(5):
+            await engine.close()
+        with pytest.raises(EngineClosed):
+            await ticket.result()
+        device.gate.set()
+        await until(lambda: not engine._thread.alive)
+
+    served(device, tmp_path, play)
+
+
 def test_the_limit_follows_the_prediction() -> None:
     watch = Watch(1.0)
     watch.begins(STEP, predicted_ms=10.0, now_ms=0.0)
