@@ -8,17 +8,27 @@ import shutil
 import struct
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from weakref import WeakSet, finalize
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
+from torch import UntypedStorage
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tdm_serve import Pipeline
 from tdm_serve.errors import ConfigError
+from tdm_serve.models.architectures import parts
+from tdm_serve.models.autoencoder import TILE_PX, decode, laid_out
 from tdm_serve.models.entries import EMBEDDED
-from tdm_serve.models.load import load
+from tdm_serve.models.families.table import FAMILIES
+from tdm_serve.models.load import load, pick_dtype
 from tdm_serve.models.memory import GB, Free, Wish, _host_free, need, place
+from tdm_serve.models.placement import placement_on
 from tdm_serve.models.random_weights import random_specs
-from tdm_serve.models.sizes import Sizes, sizes_of
+from tdm_serve.models.sizes import Sizes, _per_pixel, sizes_of
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 PLENTY = Free(1024 * GB, 1024 * GB)
@@ -191,6 +201,56 @@ def test_free_memory_is_the_least_of_machine_and_container(tmp_path: Path) -> No
     (group / "memory.stat").write_text("anon 1\ninactive_file 500000\n")
     assert _host_free(proc, group) == 1_500_000
     assert _host_free(tmp_path / "none", tmp_path / "none") is None
+
+
+def test_types_by_device() -> None:
+    assert (pick_dtype("auto", CUDA), pick_dtype("auto", CPU)) == (torch.bfloat16, torch.float32)
+
+
+def test_adapters_are_added_as_exactly_as_in_float32() -> None:
+    """The default's file is bfloat16, so its adapter is added there, in float32, and rounded once either way."""
+    light = load("default", device="cpu", dtype="bfloat16")
+    assert light.model.placement.fine == torch.bfloat16
+    spec = light.served[0].spec
+    heavy = FAMILIES[spec.family].create()([spec], placement_on(CPU, torch.bfloat16))
+    assert heavy.placement.fine == torch.float32
+    for one, other in zip(light.model.denoiser.parameters(), heavy.denoiser.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of all tensors that are alive at once; of meta tensors, so nothing is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._known = WeakSet[UntypedStorage]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor) and (held := tensor.untyped_storage()) not in self._known:
+                self._known.add(held)
+                self.now += held.nbytes()
+                self.most = max(self.most, self.now)
+                finalize(held, self._gone, held.nbytes())
+        return made
+
+    def _gone(self, size: int) -> None:
+        self.now -= size
+
+
+@pytest.mark.parametrize("side", [512, TILE_PX])
+def test_decoding_takes_what_is_reckoned(side: int, tmp_path: Path) -> None:
+    """Three tensors of the widest channels at full size; the fourth that is reckoned is for convolutions."""
+    parts()["flux-vae"].write(tmp_path / "vae", tiny=False)
+    with torch.device("meta"):
+        vae = laid_out(AutoencoderKL.from_config(AutoencoderKL.load_config(tmp_path / "vae")).bfloat16())
+        latents = torch.empty(1, 16, side // 8, side // 8, dtype=torch.bfloat16)
+    with torch.inference_mode(), Live() as live:
+        decode(vae, latents)
+    assert live.most == side**2 * 2 * 3 * 256
+    assert _per_pixel(tmp_path / "vae") == 4 * 256
 
 
 CHOICES = ("", "offload", "fp8", "both")
