@@ -41,7 +41,10 @@ LONG = "9 red stars, or 4 ars beside a blue one"  # with its template 64 tokens 
 LONGER = LONG + ", and then 3 more of them in a row"  # 96
 
 
-@pytest.fixture(scope="module", params=CASES)
+SCHEDULES = ("sd35-euler", "sd15-ddim", "pixart-ddim")  # other schedules of families that are tried in full
+
+
+@pytest.fixture(scope="module", params=[name for name in CASES if name not in SCHEDULES])
 def case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]
 
@@ -85,6 +88,12 @@ def test_latents_are_those_of_stock_diffusers(case: Case, engine: Engine, stock:
     assert ours.shape == theirs.shape
     assert relative(ours, theirs) <= 1e-4
     assert theirs.std() > 0.1
+
+
+@pytest.mark.parametrize("case", SCHEDULES, indirect=True)
+@pytest.mark.parametrize("request_", [ASKED[2], ASKED[3]])
+def test_on_other_schedules_too(case: Case, engine: Engine, stock: Any, request_: Request) -> None:
+    assert relative(latents(engine, request_), their_latents(stock, case, request_)) <= 1e-4
 
 
 @pytest.mark.parametrize("guidance", [None, 3.5])

@@ -172,10 +172,11 @@ class ZImageDenoiser(nn.Module):
         x = self._embed(latents, route)
         image = x.shape[1]
         rope = self.rope.joint(text.shape[1], height, width, image - tokens, lengths)
+        of_image = rope[0][..., :image, :, :], rope[1][..., :image, :, :]
         table = modulation.unsqueeze(2)  # (B, M, 1, D)
         row = 0
         for block in self.image_blocks:
-            x = block(x, (rope[0][..., :image, :, :], rope[1][..., :image, :, :]), table[:, row : row + 4], route)
+            x = block(x, of_image, table[:, row : row + 4], route)
             row += 4
         x = torch.cat((x, text.to(x.dtype)), dim=1)
         kv_len = None if lengths is None else lengths + image
