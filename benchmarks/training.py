@@ -19,7 +19,8 @@ import torch
 from random_trainee import SIZES, random_trainee
 
 from tdm_finetune.clock import PREFIX
-from tdm_finetune.fit import Trainer, counted, make_student, memory_mb, updates
+from tdm_finetune.cost import counted, memory_mb
+from tdm_finetune.fit import Trainer, make_student, updates
 from tdm_finetune.student import Student, StudentConfig
 from tdm_finetune.tdm import Distillation, TdmConfig
 from tdm_finetune.tdm_r1 import Reinforcement, TdmR1Config

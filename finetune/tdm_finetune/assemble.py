@@ -31,12 +31,12 @@ class AssembleConfig:
     """`tdm-serve finetune assemble`."""
 
     output: Path = Path("runs/checkpoint")
-    base: str | None = None  # id or folder of any family that the runs trained on; none: the stages below make one
     vae: Path = Path("runs/vae")
     text: Path = Path("runs/text")
     pretrain: Path = Path("runs/pretrain")
     tdm: Path | None = None  # a distillation run; its adapter becomes the default version
     tdm_r1: Path | None = None  # a TDM-R1 run; its adapter becomes the default version instead
+    base: str | None = None  # id or folder, of any family, that the runs trained on; none: the stages above made one
     teacher_steps: int = 25
     teacher_guidance: float = 3.0
     shift: float = 3.0

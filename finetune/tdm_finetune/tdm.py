@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from tdm_finetune.clock import Clock
-from tdm_finetune.fit import estimate, fit, make_student
+from tdm_finetune.cost import estimate
+from tdm_finetune.fit import fit, make_student
 from tdm_finetune.learner import Learner
 from tdm_finetune.rollout import Trajectory
 from tdm_finetune.run import trapezoid

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from tdm_finetune import losses
 from tdm_finetune.clock import Clock
+from tdm_finetune.cost import estimate
 from tdm_finetune.draws import stream
-from tdm_finetune.fit import estimate, fit, make_student
+from tdm_finetune.fit import fit, make_student
 from tdm_finetune.learner import Learner
 from tdm_finetune.replay import Replay
 from tdm_finetune.rewards import RewardPool
