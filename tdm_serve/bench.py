@@ -18,9 +18,9 @@ from typing import Any, cast
 
 import torch
 
-from tdm_serve.core import GeneratedImage, Request
+from tdm_serve.core import Request
 from tdm_serve.engine import Engine
-from tdm_serve.errors import PictureFailed
+from tdm_serve.errors import OutOfDeviceMemory, PictureFailed
 from tdm_serve.isolate import forget_frames
 
 STAGES = ("text", "denoise", "decode", "png")
@@ -190,8 +190,16 @@ def _of_denoise(engine: Engine, row: Row, others: Sequence[Row]) -> str:
     return f"batches of up to {most} do not help here, so fewer evaluations or pixels are what does"
 
 
-def first_picture(engine: Engine, width: int, height: int) -> tuple[GeneratedImage, float]:
-    """A picture as a cold engine makes it, and its milliseconds."""
+def first_picture_ms(engine: Engine, width: int, height: int) -> float:
+    """What a cold engine takes for a picture. Raises OutOfDeviceMemory where not even one fits."""
     started = time.perf_counter()
-    [image] = engine.generate([Request(PROMPT, 0, width, height)])
-    return image, (time.perf_counter() - started) * 1000
+    try:
+        engine.generate([Request(PROMPT, 0, width, height)])
+    except Exception as error:
+        if not engine.out_of_memory(error):
+            raise
+        raise OutOfDeviceMemory(
+            f"a single picture of {width}x{height} does not fit beside the model; try a smaller --size, "
+            "--dtype bfloat16, --offload text or --quantise fp8"
+        ) from error
+    return (time.perf_counter() - started) * 1000

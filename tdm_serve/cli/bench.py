@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     load_s = time.perf_counter() - started
     held = bench.held_mb(engine) - (before if engine.model.device.type == "cpu" else 0.0)
     sizes = sizes or [(engine.info.width, engine.info.height)]
-    _, first_ms = bench.first_picture(engine, *sizes[0])
+    first_ms = bench.first_picture_ms(engine, *sizes[0])
     rows = _measured(engine, sizes, sorted(set(args.batch or BATCHES)), args.repeats)
     report: dict[str, Any] = {
         **_about(args, engine),

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from tdm_serve import Pipeline
-from tdm_serve.bench import Row, advice, measure, output_of, relative_error
+from tdm_serve.bench import Row, advice, first_picture_ms, measure, output_of, relative_error
 from tdm_serve.cli.main import main
 from tdm_serve.engine import Engine
-from tdm_serve.errors import PictureFailed
+from tdm_serve.errors import OutOfDeviceMemory, PictureFailed
 
 STAGES = ("text", "denoise", "decode", "png")
 
@@ -87,6 +87,8 @@ def test_what_does_not_fit_is_no_row() -> None:
 
     engine.denoise.denoise = full
     assert measure(engine, 128, 128, 1, 1) is None
+    with pytest.raises(OutOfDeviceMemory, match="a single picture of 128x128 does not fit beside the model"):
+        first_picture_ms(engine, 128, 128)
 
 
 def row(share_of: str, batch: int = 1, rate: float = 1.0) -> Row:

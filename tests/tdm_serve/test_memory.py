@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tdm_serve import Pipeline
+from tdm_serve.engine import Engine
 from tdm_serve.errors import ConfigError
 from tdm_serve.models.architectures import parts
 from tdm_serve.models.autoencoder import TILE_PX, decode, laid_out
@@ -159,6 +160,11 @@ def test_options_are_checked() -> None:
         load("default", offload="vae")
     with pytest.raises(ConfigError, match="quantise is 'int4'; it must be none or fp8"):
         load("default", quantise="int4")
+
+
+def test_an_exported_engine_has_no_such_options(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="offload, random_weights cannot be chosen here: an exported engine has"):
+        Engine.load("default", engine=tmp_path, offload="text", quantise="none", random_weights=True)
 
 
 def test_text_encoders_that_stay_on_the_host_give_the_same_picture(pipeline: Pipeline) -> None:
