@@ -16,13 +16,13 @@ from typing import Any
 import harness  # first: it sets the OpenMP policy before torch loads
 import numpy as np
 import torch
-from latency import PROMPTS
 
 from tdm_serve.artifact import REPORT, read_artifact
 from tdm_serve.core import Request
 from tdm_serve.engine import Engine
 from tdm_serve.pipeline import Pipeline
 
+PROMPTS = ("two red circles", "a blue ring to the left of a yellow star", 'the word "CAT" in green', "a white cross")
 STAGES = ("text", "denoise", "decode", "total")
 
 

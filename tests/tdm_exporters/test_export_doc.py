@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -33,6 +34,20 @@ def test_the_options_exist(text: str) -> None:
     assert named <= set(parser._option_string_actions)
 
 
+def test_its_numbers_are_measured_ones(text: str, root: Path) -> None:
+    """Those of the last row that benchmarks/export.py kept."""
+    row = json.loads((root / "benchmarks" / "results" / "export.jsonl").read_text().splitlines()[-1])
+    for batch, sides in row["milliseconds"].items():
+        for name, stages in sides.items():
+            ratio = row["eager_over"][batch].get(name)
+            times = " | ".join(f"{stages[stage]['p50']:.1f}" for stage in ("text", "denoise", "decode", "total"))
+            assert f"| {batch} | {name} | {times} | {f'{ratio["p50"]:.2f}x' if ratio else ''} |" in text
+    scores = {name: engine["score"] for name, engine in row["engines"].items()}
+    assert f"{scores['onnx int8']['before']:.3f} before and {scores['onnx int8']['after']:.3f} after" in text
+    megabytes = {name: sum(engine["mb"].values()) for name, engine in row["engines"].items()}
+    assert f"{megabytes['onnx']:.1f} MB in float32, {megabytes['onnx int8']:.1f} MB in int8" in text
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_example_runs(text: str, tmp_path: Path, environment: dict[str, str]) -> None:
@@ -60,4 +75,5 @@ def test_the_example_runs(text: str, tmp_path: Path, environment: dict[str, str]
         finally:
             os.killpg(shell.pid, signal.SIGTERM)  # the server, and everything where it took too long
     assert code == 0, (tmp_path / "output").read_text()[-2000:]
-    assert Image.open(tmp_path / "picture.png").size == (128, 128)
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert picture.size == (128, 128)
