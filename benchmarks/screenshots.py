@@ -32,6 +32,7 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         generate(opened(browser, url, viewport=WIDE), "page")
         compare(opened(browser, url, viewport=WIDE))
+        rate(opened(browser, url, viewport=WIDE))
         generate(opened(browser, url, viewport=PHONE, device_scale_factor=1.5, color_scheme="dark"), "page-phone")
         browser.close()
 
@@ -42,6 +43,7 @@ def serving() -> Iterator[str]:
     folders = os.pathsep.join(str(ROOT / name) for name in ("", "app", "exporters", "finetune", "kernels"))
     models = "default,default-tdm,default-teacher"
     command = [sys.executable, "-m", "tdm_serve.cli", "serve", "--port", "0", "--model", models, "--feedback"]
+    command.append("--online-training")
     with tempfile.TemporaryDirectory() as state:
         process = subprocess.Popen(
             [*command, "--state-dir", state],
@@ -76,6 +78,22 @@ def opened(browser: Any, url: str, **options: Any) -> Any:
     page.goto(url)
     page.locator("#prompt :is(textarea, input)").wait_for()
     return page
+
+
+def rate(page: Any) -> None:
+    """A group that is rated, and the training that learns from it; it is called off afterwards."""
+    page.get_by_role("tab", name="Rate", exact=True).click()
+    page.locator("#rate-prompt :is(textarea, input)").fill("a blue ring left of a yellow star")
+    page.locator("#rate").click()
+    page.locator("#rate-3-up").wait_for()
+    for place, thumb, look in ((0, "up", "primary"), (1, "down", "stop"), (2, "down", "stop")):
+        page.locator(f"#rate-{place}-{thumb}").click()
+        page.locator(f"#rate-{place}-{thumb}.{look}").wait_for()
+    page.locator("#train").click()
+    page.locator("#train-status", has_text=" of 60 updates").wait_for(timeout=120_000)
+    save(page, "page-rate")
+    page.locator("#train-cancel").click()
+    page.locator("#train-status", has_text="was cancelled").wait_for()
 
 
 def generate(page: Any, name: str) -> None:

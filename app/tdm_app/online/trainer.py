@@ -42,6 +42,7 @@ from tdm_serve.models.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 
+PAUSE_S = 0.5  # so that a burst of clicks is counted once
 MAX_ATTEMPTS = 3  # a training that the server did not survive this often is not tried again
 OFF = "training from ratings is switched off here; the settings `feedback` and `online_training` switch it on"
 SWITCHED_OFF = "the server was started again without `online_training`"
@@ -254,6 +255,7 @@ class OnlineTraining:
                 with contextlib.suppress(Refused, InvalidRequest):
                     await self._start_if_due()
             await self._changed.wait()
+            await asyncio.sleep(PAUSE_S)
 
     async def _start_if_due(self) -> None:
         try:
