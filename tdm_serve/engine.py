@@ -249,14 +249,14 @@ class Engine:
     def _output(self, batch: Sequence[Sample]) -> Tensor:
         """The network's output in float32; with guidance, away + w * (towards - away) in one doubled batch."""
         latents = torch.cat([sample.latents for sample in batch]).to(self.model.dtype)  # (B, C, h, w)
-        texts, shape = [sample.text for sample in batch], batch[0].shape
+        texts = [sample.text for sample in batch]
         modulation = torch.cat([self.model.timed(sample.row, sample.text, sample.variant) for sample in batch])
         variants = [sample.variant for sample in batch]
-        if not shape.guided:
-            text, lengths = self.model.joined(texts, shape.text)
+        if not batch[0].shape.guided:
+            text, lengths = self.model.joined(texts)
             return self.denoise(latents, modulation, text, route_of(variants), lengths).float()
         texts += [sample.away for sample in batch if sample.away is not None]
-        text, lengths = self.model.joined(texts, shape.text)
+        text, lengths = self.model.joined(texts)
         times = [self.model.timed(one.row, one.away, one.variant) for one in batch if one.away is not None]
         doubled = latents.repeat(2, 1, 1, 1), torch.cat((modulation, *times)), text
         towards, back = self.denoise(*doubled, route_of(variants * 2), lengths).float().chunk(2)

@@ -26,13 +26,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, kv_len: Tensor | None = None) -> Ten
     return joint_attention(q, k, v, kv_len)
 
 
-def ragged(texts: Sequence[Tensor], own: Sequence[int], length: int = 0) -> tuple[Tensor, Tensor | None]:
+def ragged(texts: Sequence[Tensor], own: Sequence[int]) -> tuple[Tensor, Tensor | None]:
     """Texts (1, L_i, D) as one batch (B, L, D), and their int32 lengths (B,), or None where all are equally long.
 
     `own` are the lengths in tokens; rows of a text behind them, such as SD3's pooled embedding, stay the last rows.
-    L is the longest text, or longer where `length` asks for it.
     """
-    widest = max(length, *own)
+    widest = max(own)
     if all(n == widest for n in own):
         return torch.cat(list(texts)), None
     padded = [

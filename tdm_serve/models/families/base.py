@@ -106,8 +106,8 @@ class Family(ABC):
         """
         return length
 
-    def joined(self, texts: Sequence[Tensor], length: int) -> tuple[Tensor, Tensor | None]:  # noqa: ARG002
-        """Refined texts as one batch (B, length, D), and their own lengths (B,) int32 where they differ from it."""
+    def joined(self, texts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Refined texts as one batch (B, L, D), and their own lengths (B,) int32 where these differ."""
         return torch.cat(list(texts)), None
 
     @abstractmethod

@@ -27,7 +27,7 @@ from tdm_serve.models.spec import ModelSpec
 from tdm_serve.models.versions import Adapters
 from tdm_serve.sampling import Row
 
-KEPT_LEVELS = 256  # noise levels whose modulation is kept; requests choose their step count, so levels have no bound
+KEPT_LEVELS = 128  # noise levels whose modulation is kept, 1 MB each at full size; requests may choose their step count
 KEPT_PROMPTS = 1024  # prompts whose token ids are kept: a request's are wanted by its check and again by its start
 SHARE = 16  # a text may be filled up by this part of the picture's tokens, to share forwards with longer ones
 LONG_PROMPT = 4096  # characters; longer ones are refused after one look, and not worth keeping
@@ -108,17 +108,17 @@ class ZImage(Family):
         return self.denoiser.refine_text(padded, count, ((version, 1),))
 
     def shared_length(self, length: int, width: int, height: int) -> int:
-        """Few lengths, so that many prompts meet, for at most one token more in 16 of the picture's.
+        """Multiples of 256 at 1024x1024, which has 4096 tokens, and of 64 at 512x512.
 
-        Multiples of 256 at 1024x1024, which has 4096 tokens, and of 64 at 512x512.
+        So many prompts meet, and filling up those that are shorter adds at most one token in 16 of the picture's.
         """
         side, unit = self.factor * PATCH, TEXT_MULTIPLE
         while unit * 2 * SHARE <= (width // side) * (height // side):
             unit *= 2
         return min(padded_length(self.spec.max_prompt_tokens), -(-length // unit) * unit)
 
-    def joined(self, texts: Sequence[Tensor], length: int) -> tuple[Tensor, Tensor | None]:
-        return ragged(texts, [text.shape[1] for text in texts], length)
+    def joined(self, texts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        return ragged(texts, [text.shape[1] for text in texts])
 
     def condition(self, prompt: str, length: int = 0, version: Variant = BASE) -> Tensor:
         """A prompt from scratch, padded to at least `length` tokens: (1, L, D)."""
