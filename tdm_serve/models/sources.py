@@ -6,7 +6,6 @@ is pinned; `HF_HUB_OFFLINE` and `HF_ENDPOINT` are the client's own switches and 
 
 from __future__ import annotations
 
-import errno
 import logging
 import re
 import shutil
@@ -19,6 +18,7 @@ from typing import Any
 from tdm_serve.errors import ConfigError, DownloadError
 from tdm_serve.models.families.table import FAMILIES, INDEX
 from tdm_serve.models.folders import network_of, stem_of
+from tdm_serve.models.hub_errors import sentence
 
 logger = logging.getLogger(__name__)
 
@@ -68,13 +68,19 @@ def fetch(hub: Hub, patterns: Sequence[str]) -> Path:
     and nothing of it is used before it is whole. Raises DownloadError.
     """
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import DryRunError
 
     if (folder := at_hand(hub, patterns)) is not None and hub.revision is not None:
         return folder
     if hub.revision is None:
         logger.warning("%s is not pinned to a revision: the newest is taken, and may be another tomorrow", hub)
     with _explained(hub):
-        _check_room(hub, patterns)
+        try:
+            _check_room(hub, patterns)
+        except DryRunError as error:  # the hub is out of reach, or refuses
+            if folder is not None:
+                return folder
+            raise (error.__cause__ or error) from error
         return Path(snapshot_download(hub.repo, revision=hub.revision, allow_patterns=list(patterns)))
 
 
@@ -109,7 +115,6 @@ def one_of(hub: Hub, folder: Path, pattern: str) -> Path:
 def _check_room(hub: Hub, patterns: Sequence[str]) -> None:
     """Raises DownloadError where the disk has less room than the missing files need. Unknown sizes pass."""
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import DryRunError
     from huggingface_hub.utils import tqdm
 
     class Silent(tqdm):
@@ -117,10 +122,7 @@ def _check_room(hub: Hub, patterns: Sequence[str]) -> None:
             super().__init__(*args, **(options | {"disable": True}))
 
     options: dict[str, Any] = {"revision": hub.revision, "allow_patterns": list(patterns), "tqdm_class": Silent}
-    try:
-        files = snapshot_download(hub.repo, dry_run=True, **options)
-    except DryRunError:  # the hub is out of reach, which the download itself explains
-        return
+    files = snapshot_download(hub.repo, dry_run=True, **options)
     needed = sum(file.file_size or 0 for file in files if file.will_download)
     cache = Path(constants.HF_HUB_CACHE)
     free = shutil.disk_usage(next(path for path in (cache, *cache.absolute().parents) if path.exists())).free
@@ -134,89 +136,9 @@ def _check_room(hub: Hub, patterns: Sequence[str]) -> None:
 @contextmanager
 def _explained(hub: Hub) -> Generator[None]:
     """Turns what the client raises into one sentence that says what to do."""
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RemoteEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
     try:
         yield
-    except RepositoryNotFoundError as error:  # a gated one is a kind of it
-        raise DownloadError(_closed(hub, error)) from error
-    except RevisionNotFoundError as error:
-        raise DownloadError(
-            f"{hub.repo} has no revision {hub.revision!r}; name a commit, tag or branch of it"
-        ) from error
-    except RemoteEntryNotFoundError as error:
-        raise DownloadError(f"{hub} has lost a file that its listing names ({error}); name another revision") from error
-    except LocalEntryNotFoundError as error:
-        raise DownloadError(_out_of_reach(hub, error)) from error
-    except HFValidationError as error:
-        raise DownloadError(f"{hub} is no name that a hub knows: {error}") from error
-    except HfHubHTTPError as error:
-        raise DownloadError(_refused(hub, error)) from error
-    except OSError as error:
-        raise DownloadError(_disk(hub, error)) from error
     except Exception as error:
-        if not _is_transport(error):
+        if (words := sentence(hub, error)) is None:
             raise
-        raise DownloadError(
-            f"the download of {hub} broke off ({_short(error)}); run the command again, what is whole is kept"
-        ) from error
-
-
-def _closed(hub: Hub, error: Exception) -> str:
-    from huggingface_hub.errors import GatedRepoError
-
-    if isinstance(error, GatedRepoError):
-        return (
-            f"{hub.repo} is gated: accept its terms on its page at the hub with your account, then log in with "
-            "`hf auth login` or set HF_TOKEN"
-        )
-    return f"the hub has no model {hub.repo}, or it is private: check the name, or log in with `hf auth login`"
-
-
-def _out_of_reach(hub: Hub, error: Exception) -> str:
-    from huggingface_hub import constants
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
-    what = f"{hub} is not, or not whole, in the cache {constants.HF_HUB_CACHE}"
-    cause = error.__cause__
-    if isinstance(cause, OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
-        return f"{what}, and HF_HUB_OFFLINE forbids to fetch it; unset it once, or name a folder with +base="
-    return (
-        f"{what}, and the hub at {constants.ENDPOINT} cannot be reached ({_short(cause or error)}); check the network "
-        "and HF_ENDPOINT, or name a folder with +base="
-    )
-
-
-def _refused(hub: Hub, error: Exception) -> str:
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if status in (401, 403):
-        return (
-            f"the hub refuses {hub.repo} (HTTP {status}): accept its terms on its page, or log in with `hf auth login`"
-        )
-    return f"the hub could not give {hub} ({_short(error)}); run the command again, what is whole is kept"
-
-
-def _disk(hub: Hub, error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            f"the disk is full under the download of {hub}; make room, or set HF_HOME to a folder on another disk, and "
-            "run the command again: what is whole is kept"
-        )
-    return f"{hub} could not be fetched ({_short(error)}); run the command again, what is whole is kept"
-
-
-def _is_transport(error: Exception) -> bool:
-    """Errors of the HTTP client below Hugging Face's, which has changed its name before."""
-    return type(error).__module__.partition(".")[0] in ("httpcore", "httpx", "httpx2", "requests", "urllib3")
-
-
-def _short(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+        raise DownloadError(words) from error

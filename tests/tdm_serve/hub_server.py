@@ -22,7 +22,9 @@ from urllib.parse import unquote, urlsplit
 
 @dataclass
 class Repository:
-    """A folder under a commit. `gated` is the status that its files answer with, if any."""
+    """A folder under a commit. `gated` is the status that its files answer with, if any; another than 401
+    and 403 is a server's own trouble.
+    """
 
     folder: Path
     commit: str
@@ -120,7 +122,7 @@ class Handler(BaseHTTPRequestHandler):
         if repository is None:
             return
         if repository.gated:
-            self._error(repository.gated, "GatedRepo")
+            self._error(repository.gated, "GatedRepo" if repository.gated in (401, 403) else "Internal")
             return
         path = repository.folder / place
         if not path.is_file():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +12,13 @@ from typing import NamedTuple
 
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.errors import HFValidationError
 
 from tdm_serve.errors import ConfigError, DownloadError
 from tdm_serve.models.catalog import EMBEDDED, resolve
 from tdm_serve.models.families.table import FAMILIES
 from tdm_serve.models.folders import base_files
+from tdm_serve.models.hub_errors import sentence
 from tdm_serve.models.sources import Hub, at_hand, fetch, fetch_file, hub_of, wanted
 from tests.tdm_serve import hub_server
 
@@ -192,6 +196,27 @@ def test_too_little_room_is_said_before_the_first_byte(
     with pytest.raises(DownloadError, match=r"needs 0\.0 GB more, .* has 0\.0 GB free; make room, or set HF_HOME"):
         fetch(Hub(NAME, hub.add(NAME, folder).commit), ["adapter.ckpt"])
     assert not hub.gets("adapter.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full under the download of hub:a/b; make room"),
+        (OSError(errno.EACCES, "Permission denied"), r"hub:a/b could not be fetched \(.*Permission denied\)"),
+        (HFValidationError("too long"), "hub:a/b is no name that a hub knows: too long"),
+        (ZeroDivisionError(), None),
+    ],
+)
+def test_errors_that_no_server_gives(error: Exception, said: str | None) -> None:
+    words = sentence(Hub("a/b"), error)
+    assert words is None if said is None else re.search(said, words or "")
+
+
+def test_a_server_that_fails_is_told_apart(hub: hub_server.Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", at_once)
+    commit = hub.add(NAME, folder, gated=500).commit
+    with pytest.raises(DownloadError, match=r"the hub could not give .*500.*run the command again"):
+        fetch(Hub(NAME, commit), ["adapter.ckpt"])
 
 
 @pytest.mark.parametrize("text", ["hub:", "hub:name", "hub:a/b/c", "hub:a/b@", "hub:a b/c", "hub:../x@main@y"])

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
-from tdm_serve.errors import CheckpointError
+from tdm_serve.errors import CheckpointError, ConfigError
 from tdm_serve.models.inspect import checkpoint_hash
 from tdm_serve.models.manifest import read_spec
 from tdm_serve.models.spec import MANIFEST
-from tdm_serve.sampling import solver_grid
+from tdm_serve.sampling import flow_match_grid, solver_grid, solver_times
 
 LIMITS = {"width": 1024, "height": 1024, "size_multiple": 16, "min_side": 256, "max_side": 1536, "max_prompt_tokens": 8}
 SD3 = {
@@ -77,6 +78,27 @@ def test_tables_of_a_process_with_betas(tmp_path: Path) -> None:
     spec = read_spec(written(tmp_path, version, betas=betas, prediction="epsilon"), None, "tiny")
     assert [row.t for row in spec.rows(None, 512, 512)] == [899.0, 399.0]
     assert [row.t for row in spec.rows(None, 1024, 1024)] == [999.0, 499.0]
+
+
+@pytest.mark.parametrize("steps", [1, 4, 28])
+def test_the_grid_of_stock_flow_matching(steps: int) -> None:
+    scheduler: Any = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(steps)
+    assert flow_match_grid(steps, 3.0) == pytest.approx(scheduler.sigmas[:-1].tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize(("steps", "of"), [(1, 1000), (4, 1000), (20, 1000), (50, 1000), (7, 100)])
+def test_the_times_of_the_solver(steps: int, of: int) -> None:
+    scheduler: Any = DPMSolverMultistepScheduler(num_train_timesteps=of)
+    scheduler.set_timesteps(steps)
+    assert list(solver_times(steps, of)) == scheduler.timesteps.tolist()
+
+
+def test_grids_of_nothing_are_refused() -> None:
+    with pytest.raises(ConfigError, match="at least one"):
+        solver_times(0)
+    with pytest.raises(ConfigError, match="nfe is 0 and shift 3"):
+        flow_match_grid(0, 3.0)
 
 
 def test_one_table_serves_every_size(tmp_path: Path) -> None:
