@@ -107,3 +107,12 @@ def test_the_decoder_is_timed_in_both_layouts(root: Path, environment: dict[str,
     assert (
         row["relative_difference"] < 1e-4 < row["tile_relative_difference"] < 1
     )  # of noise, which has no smooth parts
+
+
+@pytest.mark.slow
+def test_mixing_compares_rows_before_it_times(root: Path, environment: dict[str, str]) -> None:
+    done = script(root, environment, "mixing.py", "--repeats", "2", "--warmup", "1")
+    assert done.returncode == 0, done.stderr
+    row = json.loads(done.stdout.splitlines()[-1])
+    assert len(row["cases"]) == 8
+    assert all(case["difference"] == 0.0 and case["together_over_apart"]["p50"] > 0 for case in row["cases"])
