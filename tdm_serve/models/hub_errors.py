@@ -15,6 +15,8 @@ def sentence(hub: Hub, error: Exception) -> str | None:
     """The sentence for an error under a repository; None for one that has nothing to do with hubs."""
     from huggingface_hub import errors
 
+    if isinstance(error, errors.LocalEntryNotFoundError) and isinstance(error.__cause__, errors.HfHubHTTPError):
+        error = error.__cause__  # the client looked for what it has, because the hub answered with an error
     kinds = (  # the more special ones first
         (errors.RepositoryNotFoundError, _closed),
         (errors.RevisionNotFoundError, _no_revision),
@@ -61,7 +63,7 @@ def _out_of_reach(hub: Hub, error: Exception) -> str:
     if constants.HF_HUB_OFFLINE:
         return f"{what}, and HF_HUB_OFFLINE forbids to fetch it; unset it once, or name a folder with +base="
     return (
-        f"{what}, and the hub at {constants.ENDPOINT} cannot be reached ({_short(error)}); check the network and "
+        f"{what}, and the hub at {constants.ENDPOINT} cannot be reached ({_short(error.__cause__ or error)}); check the network and "
         "HF_ENDPOINT, or name a folder with +base="
     )
 
