@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,14 @@ def test_sd15_makes_every_multiple_of_eight(case: Case, folder: Path, stock: Any
     engine = Engine.load(replace(spec_of(case, folder), size_multiple=8), device="cpu", dtype="float32")
     request = replace(asked("a red star"), width=72, height=56)
     assert relative(latents(engine, request), their_latents(stock, case, request)) <= 1e-4
+
+
+def test_a_tokenizer_that_does_not_say_its_length(tmp_path: Path) -> None:
+    folder = tiny_folders.sd15(tmp_path / "folder")
+    path = folder / "tokenizer" / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": int(1e30)}))
+    with pytest.raises(CheckpointError, match=r"tokenizer_config.json must say model_max_length"):
+        Engine.load(spec_of(CASES["sd15-dpm"], folder), device="cpu", dtype="float32")
 
 
 CAPTIONS = (

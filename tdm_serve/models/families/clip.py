@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from tdm_serve.errors import CheckpointError
+
 KEPT_PROMPTS = 1024  # prompts whose token ids are kept: a request's are wanted by its check and again by its start
 LONG_PROMPT = 4096  # characters; longer ones are not worth keeping
 
@@ -19,6 +21,8 @@ class Reader:
         """`length` is of every text, in tokens; by default as many as the tokenizer says that its encoder reads."""
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         self.length = int(self.tokenizer.model_max_length) if length is None else length
+        if self.length > LONG_PROMPT:  # transformers' stand-in for "not said" is a huge number
+            raise CheckpointError(f"{folder / 'tokenizer_config.json'} must say model_max_length, such as 77 for CLIP")
         self._kept = lru_cache(KEPT_PROMPTS)(self._read)
         self.ids("")  # clears the padding that a tokenizer's file may ask for, before threads share it
 
