@@ -27,6 +27,7 @@ from tdm_finetune.run import STATE_FILE, finished
 from tdm_finetune.trainee import Conditioning, Prompt, Trainee
 from tdm_finetune.workers import Precision, Workers, autocast
 from tdm_serve.config import at_least, between, multiple_of, positive
+from tdm_serve.errors import ConfigError
 from tdm_serve.models.families.zimage_denoiser import TEXT_MULTIPLE
 
 
@@ -146,8 +147,8 @@ class Student:
     def _go_on_from(self, run: Path) -> None:
         """The averaged generator and the fake score of another run's state."""
         state = torch.load(finished(run / STATE_FILE, "tdm"), weights_only=True)
-        load_tensors(self.generator.parameters, list(state["average"].values()))
-        load_tensors(self.fake.parameters, state["fake"])
+        take_over(self.generator.parameters, list(state["average"].values()), run)
+        take_over(self.fake.parameters, state["fake"], run)
 
     def prompts(self, split: str, seed: int) -> Iterator[Prompt]:
         """The config's prompts, without end."""
@@ -254,6 +255,17 @@ class Student:
 def load_tensors(into: list[Tensor], values: Sequence[Tensor]) -> None:
     for tensor, value in zip(into, values, strict=True):
         tensor.copy_(value)
+
+
+def take_over(into: list[Tensor], values: Sequence[Tensor], run: Path) -> None:
+    """Another run's tensors. Raises ConfigError where they have other shapes."""
+    shapes, theirs = ([tuple(tensor.shape) for tensor in tensors] for tensors in (into, values))
+    if shapes != theirs:
+        raise ConfigError(
+            f"{run} trained {len(theirs)} tensors and this run has {len(shapes)}, or of other shapes; it can go on from a "
+            "run of the same base, rank and targets"
+        )
+    load_tensors(into, values)
 
 
 def joined(parts: list[Trajectory]) -> Trajectory:

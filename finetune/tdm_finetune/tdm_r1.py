@@ -30,10 +30,11 @@ from tdm_finetune.replay import Replay
 from tdm_finetune.rewards import RewardPool
 from tdm_finetune.rollout import Trajectory
 from tdm_finetune.run import STATE_FILE, finished, trapezoid
-from tdm_finetune.student import Batch, Student, load_tensors
+from tdm_finetune.student import Batch, Student, take_over
 from tdm_finetune.surrogate import Surrogate, SurrogateConfig
 from tdm_finetune.trainee import Prompt
 from tdm_serve.config import at_least, between, positive
+from tdm_serve.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ class Reinforcement:
         role = student.generator if self.direct else student.roles.new(stream(config.seed, 3))
         if config.surrogate is not None:
             state = torch.load(finished(config.surrogate / STATE_FILE, "tdm-r1"), weights_only=True)
-            load_tensors(role.parameters, state["surrogate"]["role"])
+            take_over(role.parameters, state["surrogate"]["role"], config.surrogate)
         self.surrogate = Surrogate(config, student, role, last_only=self.direct or config.reward_steps == "last")
         self.replay = None if config.feedback is None else Replay(config.feedback, student, config.group)
         self.generator = Learner("generator", student.generator, config.generator_rate, 0.0, student)
@@ -225,4 +226,8 @@ def dry_run(config: TdmR1Config) -> str:
 
 def _reinforcement(config: TdmR1Config) -> Reinforcement:
     rewards = config.rewards()  # first: it may refuse
-    return Reinforcement(config, make_student(config), rewards)
+    student = make_student(config)
+    if rewards is not None and config.reward is None and student.trainee.world is None:
+        rewards.close()
+        raise ConfigError(f"{config.checkpoint} has no world whose checker could reward it; name one with --reward")
+    return Reinforcement(config, student, rewards)

@@ -259,6 +259,15 @@ def test_without_a_world_prompts_must_be_named(
     assert "has no world of its own to take prompts from; give a file with --prompts" in capsys.readouterr().err
 
 
+def test_without_a_world_a_reward_must_be_named(
+    folder: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {"checkpoint": folder, "prompts": prompts, "groups": 1, "group": 2, "run": tmp_path / "run", **SHORT}
+    assert finetune("tdm-r1", **values) == 2
+    assert "has no world whose checker could reward it; name one with --reward" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 CHOICES = [
     (Choices(size=40), r"size is 40; .* draws sides from 32 to 192 pixels, in steps of 16"),
     (Choices(size=256), r"size is 256; .* draws sides from 32 to 192"),

@@ -28,7 +28,7 @@ from tdm_finetune.process import noise_of
 from tdm_finetune.student import Batch, Student
 from tdm_finetune.tdm import TdmConfig
 from tdm_finetune.tdm_r1 import TdmR1Config
-from tdm_serve.errors import CheckpointError
+from tdm_serve.errors import CheckpointError, ConfigError
 from tdm_serve.models.lora import read_lora
 
 each_process = pytest.mark.parametrize("kind", ["flow", "epsilon", "v"])
@@ -225,6 +225,8 @@ def test_going_on_from_another_runs_average_and_fake_score(tmp_path: Path) -> No
     assert same(found.fake.parameters, earlier.student.fake.parameters)
     with pytest.raises(CheckpointError, match=r"state\.pt is missing; `tdm-serve finetune tdm`"):
         student(tdm_config(tmp_path / "later", start=tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match=r"earlier trained 14 tensors and .* of the same base, rank and targets"):
+        student(tdm_config(tmp_path / "later", start=tmp_path / "earlier", rank=3))
 
 
 @pytest.mark.parametrize("rank", [2, 0])
