@@ -262,8 +262,8 @@ def take_over(into: list[Tensor], values: Sequence[Tensor], run: Path) -> None:
     shapes, theirs = ([tuple(tensor.shape) for tensor in tensors] for tensors in (into, values))
     if shapes != theirs:
         raise ConfigError(
-            f"{run} trained {len(theirs)} tensors and this run has {len(shapes)}, or of other shapes; it can go on from "
-            "a run of the same base, rank and targets"
+            f"{run} trained {len(theirs)} tensors and this run has {len(shapes)}, or of other shapes; it can go on "
+            "from a run of the same base, rank and targets"
         )
     load_tensors(into, values)
 
