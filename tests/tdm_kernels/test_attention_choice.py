@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from tdm_kernels import KernelUnavailable, dispatch, joint_attention, joint_attention_lse
+from tdm_kernels.attention import backends, table, variants
 from tdm_kernels.attention import choose as choosing
-from tdm_kernels.attention import table, variants
 from tdm_kernels.attention.choose import BACKENDS, VARIABLE, Choice, choose, obstacle
 
 H200 = "NVIDIA H200"
@@ -138,3 +138,15 @@ def test_a_table_with_an_unknown_variant_is_refused() -> None:
 def test_triton_is_not_imported_until_a_kernel_starts(environment: dict[str, str]) -> None:
     code = "import sys, tdm_kernels; sys.exit('triton' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
+
+
+def test_a_backend_that_refuses_is_unavailable() -> None:
+    x = torch.randn(1, 1, 4, 64)
+    with pytest.raises(KernelUnavailable, match=r"torch's cudnn attention refuses queries \(1, 1, 4, 64\)"):
+        backends.attend("cudnn", x, x, x, None)
+
+
+def test_masks_are_the_lengths() -> None:
+    q, k, v = torch.randn(3, 2, 1, 6, 8).unbind(0)
+    kv_len = torch.tensor([6, 2], dtype=torch.int32)
+    torch.testing.assert_close(backends.attend("sdpa", q, k, v, kv_len), joint_attention(q, k, v, kv_len))

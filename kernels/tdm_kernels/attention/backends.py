@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tdm_kernels.errors import KernelUnavailable
 
+REFUSALS = ("No available kernel", "No viable backend")  # how torch says that it cannot
 NAMED = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
 
 
@@ -21,7 +22,7 @@ def attend(backend: str, q: Tensor, k: Tensor, v: Tensor, kv_len: Tensor | None)
         with sdpa_kernel([NAMED[backend]]):
             return F.scaled_dot_product_attention(q, k, v, mask)
     except RuntimeError as error:
-        if "No available kernel" not in str(error):
+        if not str(error).startswith(REFUSALS):
             raise
         raise KernelUnavailable(
             f"torch's {backend} attention refuses queries {tuple(q.shape)} of {q.dtype} on {q.device}"

@@ -1,8 +1,8 @@
 """Which way to run attention was fastest where it was measured: rows of `table.json`.
 
-`benchmarks/kernels.py --tune` writes the rows of the device it runs on. A row holds device, head_dim, keys, streams
-(batch * heads), ragged, backend and, for Triton, the variant. A shape takes the nearest row of its device; where the
-nearest is more than a factor of two away in keys or streams, it counts as not measured.
+`benchmarks/kernel_speed.py --tune` writes the rows of its device. A row holds device, head_dim, keys, streams (batch *
+heads), ragged, backend and, for Triton, the variant. A shape takes the nearest row of its device; where the nearest is
+more than a factor of two away in keys or streams, it counts as not measured.
 """
 
 from __future__ import annotations
