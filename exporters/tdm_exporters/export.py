@@ -138,6 +138,10 @@ def _write(options: Options, part: Part, folder: Path) -> Sequence[Path]:
         return pt2_format.write(part, folder)
     files = onnx_format.write(part, folder, options.attention, options.body)
     if options.quantise == "int8" and part.name in int8.PARTS:
+        if len(files) > 1:
+            raise InvalidRequest(
+                f"--quantise int8 takes graphs of at most {onnx_format.EXTERNAL_BYTES >> 30} GiB; {part.name} is larger"
+            )
         int8.quantise(files[0])
     return files
 
