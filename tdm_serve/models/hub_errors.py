@@ -62,9 +62,10 @@ def _out_of_reach(hub: Hub, error: Exception) -> str:
     what = f"{hub} is not, or not whole, in the cache {constants.HF_HUB_CACHE}"
     if constants.HF_HUB_OFFLINE:
         return f"{what}, and HF_HUB_OFFLINE forbids to fetch it; unset it once, or name a folder with +base="
+    why = _short(error.__cause__ or error)
     return (
-        f"{what}, and the hub at {constants.ENDPOINT} cannot be reached ({_short(error.__cause__ or error)}); check the network and "
-        "HF_ENDPOINT, or name a folder with +base="
+        f"{what}, and the hub at {constants.ENDPOINT} cannot be reached ({why}); check the network and HF_ENDPOINT, or "
+        "name a folder with +base="
     )
 
 
