@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from tdm_app.online.groups import Groups, count_groups
 from tdm_app.page import figures, making, words
 from tdm_app.page.boxes import check_limits, requests_of, size_choices, versus
-from tdm_app.online.groups import Groups, count_groups
 from tdm_app.page.keep import MAX_HISTORY, MAX_TABS, Tab, Tabs, slug
 from tdm_app.page.suggestions import suggestion
 from tdm_app.settings import Settings
