@@ -51,6 +51,11 @@ class Options:
             raise InvalidRequest(f"--attention {self.attention} does not go with --format {self.kind}; allowed: onnx")
         if self.quantise != "none" and (self.kind, self.dtype or "fp32") != ("onnx", "fp32"):
             raise InvalidRequest(f"--quantise {self.quantise} needs --format onnx and --dtype fp32")
+        if (self.kind, self.dtype, self.verify) == ("onnx", "bf16", True):
+            raise InvalidRequest(
+                "--dtype bf16 cannot be verified here, because ONNX Runtime has no bfloat16 kernels on a CPU; choose "
+                "fp16 or fp32, or add --no-verify"
+            )
         if not self.body and self.attention != "plugin":
             raise InvalidRequest(f"--no-function-body needs --attention plugin; it is {self.attention}")
         if not self.body and self.verify:

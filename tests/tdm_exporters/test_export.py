@@ -115,6 +115,16 @@ def test_a_full_disk_leaves_nothing(tiny: Path, tmp_path: Path, small_files: Non
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
+def test_half_precision_is_verified_by_its_own_limits(tiny: Path, tmp_path: Path) -> None:
+    report = export(Options(str(tiny), "onnx", tmp_path / "out", dtype="fp16"))
+    assert report is not None
+    assert report.failures == ()
+    assert all(1e-4 < row["largest_relative"] < 2e-2 for row in report.parts.values())
+    [picture] = Pipeline.from_pretrained(tiny, engine=tmp_path / "out")("a star", seed=1)
+    assert picture.nfe == 4
+
+
 def test_a_taken_folder_is_refused(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("")
     with pytest.raises(OutputError, match="exists and is not an empty folder"):
@@ -129,6 +139,7 @@ def test_a_taken_folder_is_refused(tiny: Path, tmp_path: Path) -> None:
         ({"sizes": ((128, 100),)}, "--sizes has 128x100; .* multiples of 16 between 64 and 256"),
         ({"text": 65}, "--text-len is 65; .* reads at most 64 tokens"),
         ({"quantise": "int8", "dtype": "fp16"}, "--quantise int8 needs --format onnx and --dtype fp32"),
+        ({"dtype": "bf16"}, "--dtype bf16 cannot be verified here"),
         ({"body": False}, "--no-function-body needs --attention plugin; it is standard"),
         ({"body": False, "attention": "plugin"}, "add --no-verify"),
     ],
