@@ -14,7 +14,7 @@ import sys
 from functools import cache, partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tdm_serve.artifact import MANIFEST, Artifact, check_checkpoint, check_files, check_kind, read_artifact
 from tdm_serve.errors import ArtifactError, BackendUnavailable, ConfigError, TdmServeError
@@ -126,7 +126,11 @@ def npm() -> list[str]:
 class Handler(SimpleHTTPRequestHandler):
     """Files of one folder, in a document of its own; says nothing."""
 
-    extensions_map = {**SimpleHTTPRequestHandler.extensions_map, ".mjs": "text/javascript", ".wasm": "application/wasm"}
+    extensions_map: ClassVar = {
+        **SimpleHTTPRequestHandler.extensions_map,
+        ".mjs": "text/javascript",
+        ".wasm": "application/wasm",
+    }
 
     def end_headers(self) -> None:
         for name, value in ISOLATION.items():
