@@ -85,7 +85,8 @@ def check_request(request: Request, info: ModelInfo) -> None:
     if info.sizes and (request.width, request.height) not in info.sizes:
         allowed = ", ".join(f"{width}x{height}" for width, height in info.sizes)
         raise InvalidRequest(
-            f"size {request.width}x{request.height} is not in this exported engine; its sizes are {allowed}", param="size"
+            f"size {request.width}x{request.height} is not in this exported engine; its sizes are {allowed}",
+            param="size",
         )
     _check_steps(request, info)
     _check_guidance(request, info)
