@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from tdm_exporters.export import export
 from tdm_exporters.options import Options
 from tdm_finetune.scenes.check import check
-from tdm_finetune.scenes.prompts import prompts
+from tdm_finetune.scenes.prompts import ScenePrompt, prompts
 from tdm_serve import Pipeline
 from tdm_serve.errors import ArtifactError, BackendUnavailable, ConfigError
 
@@ -32,8 +32,9 @@ ODD = (
     "", " ", "a  star\n\n", "\tIt's we'll they've I'd", "<|end|><|pad|>a<|scene|>", "<|end", "naïve Größe 12½ ٣٤",
     "日本語の円 🔴🔵", "e\u0301 \u00a0x\u2003 y \u0085z \ufeff.", "!?…—'s'S", "x" * 500, "\x00\x1f\x7f",
 )  # fmt: skip
-# In 8-bit values, over a picture: int8 kernels round differently here and there, and an edge may move a little.
-MEAN, SEED = 4.0, 2000
+# In 8-bit values, over a picture, in the middle and at worst: int8 kernels round differently here and there, and four
+# evaluations later an edge may lie elsewhere.
+MIDDLE, WORST, SEED = 2.0, 8.0, 2000
 
 
 def node(script: str, given: object) -> Any:
@@ -114,6 +115,15 @@ def browser(chromium: str) -> Iterator[Any]:
         browser.close()
 
 
+def away(ours: Sequence[Any], theirs: Sequence[Any]) -> list[float]:
+    """Mean differences of pictures, pair by pair."""
+    return [float(np.abs(a.astype(int) - b.astype(int)).mean()) for a, b in zip(ours, theirs, strict=True)]
+
+
+def strict(picture: Any, scene: ScenePrompt) -> int:
+    return check(picture, scene.spec).strict
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*without verification")
 def test_pictures_in_chromium_are_those_of_the_engine_in_python(site: Path, engine: Path, browser: Any) -> None:
@@ -127,13 +137,10 @@ def test_pictures_in_chromium_are_those_of_the_engine_in_python(site: Path, engi
         refusals = [page.ask(" ", 1), page.ask("red " * 80, 1), page.ask("a star", 2**63)]
         page.page.close()
     theirs = [np.asarray(python(scene.text, seed=SEED + i)[0].image) for i, scene in enumerate(scenes)]
-    away = [float(np.abs(a.astype(int) - b.astype(int)).mean()) for a, b in zip(ours, theirs, strict=True)]
-    assert max(away) <= MEAN
-    verdicts = [
-        [check(picture, scene.spec).strict for picture, scene in zip(side, scenes, strict=True)]
-        for side in (ours, theirs)
-    ]
-    assert sum(verdicts[0]) >= max(sum(verdicts[1]) - 1, len(scenes) // 2)
+    assert np.median(away(ours, theirs)) <= MIDDLE < np.median(away(ours, [*theirs[1:], theirs[0]]))
+    assert max(away(ours, theirs)) <= WORST
+    passed = [sum(map(strict, side, scenes)) for side in (ours, theirs)]
+    assert passed[0] >= max(passed[1] - 1, len(scenes) // 2)
     assert page.complaints == []
     assert len(figures["evaluation"]) == 4 and figures["threads"] == [1]
     assert figures["download"][0] > sum(path.stat().st_size for path in site.rglob("*.onnx"))

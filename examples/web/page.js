@@ -4,7 +4,7 @@ const at = (id) => document.getElementById(id);
 const since = (start) => (performance.now() - start) / 1000;
 
 let started = 0; // milliseconds: of the page, and then of the latest order
-let marks = []; // when the latest order's text was read, and after each of its evaluations
+let marks = []; // by the worker's clock: when the latest order's text was read, and after each of its evaluations
 
 function figure(id, value, text) {
   at(id).value = value;
@@ -32,8 +32,8 @@ const heard = {
     say("ready");
     at("generate").disabled = false;
   },
-  stepped({ done, of }) {
-    marks.push(performance.now());
+  stepped({ done, of, at: mark }) {
+    marks.push(mark);
     at("progress").value = done / of;
     say(`${done} of ${of} evaluations`);
   },
@@ -42,7 +42,7 @@ const heard = {
     Object.assign(at("picture"), { width: picture.width, height: picture.height });
     at("picture").getContext("2d").putImageData(picture, 0, 0);
     const each = marks.slice(1).map((mark, i) => (mark - marks[i]) / 1000);
-    figure("evaluation", each.join(" "), `${(each.reduce((a, b) => a + b) / each.length).toFixed(2)} s`);
+    figure("evaluation", each.join(" "), `${((1000 * each.reduce((a, b) => a + b)) / each.length).toFixed(0)} ms`);
     figure("total", total, `${total.toFixed(2)} s`);
     say("done");
     at("generate").disabled = false;

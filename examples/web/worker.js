@@ -7,7 +7,7 @@ const refuse = (error) => tell("failed", { message: error.message });
 
 Engine.load("engine", threads, (part) => tell("loaded", { part })).then((engine) => {
   onmessage = ({ data: { prompt, seed } }) => {
-    const stepped = (done, of) => tell("stepped", { done, of });
+    const stepped = (done, of) => tell("stepped", { done, of, at: performance.now() });
     engine.generate(prompt, seed, stepped).then((picture) => tell("done", { picture }), refuse);
   };
   const bytes = performance.getEntriesByType("resource").reduce((sum, entry) => sum + entry.encodedBodySize, 0);
