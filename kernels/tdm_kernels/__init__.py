@@ -6,6 +6,7 @@ and chooses between them. `docs/kernels.md` says what is proven how.
 """
 
 from tdm_kernels.attention import joint_attention, joint_attention_lse
+from tdm_kernels.attention.choose import check_choices
 from tdm_kernels.errors import BadArgument, KernelError, KernelUnavailable
 from tdm_kernels.group_norm import group_norm_silu
 from tdm_kernels.norm_rope import Int8, qk_norm_rope, quantise_qk
@@ -16,6 +17,7 @@ __all__ = [
     "Int8",
     "KernelError",
     "KernelUnavailable",
+    "check_choices",
     "group_norm_silu",
     "joint_attention",
     "joint_attention_lse",

@@ -12,6 +12,7 @@ from typing import TypedDict, Unpack
 
 import torch
 
+from tdm_kernels import KernelUnavailable, check_choices
 from tdm_serve.errors import BackendUnavailable, CheckpointError, ConfigError
 from tdm_serve.files import sha256
 from tdm_serve.models.catalog import Reference, resolve
@@ -92,7 +93,12 @@ def load(
         raise ConfigError("no model was named; name at least one")
     if adapters != "fused" and adapters != "separate":  # noqa: PLR1714 - narrows the type
         raise ConfigError(f"adapters is {adapters!r}; it must be fused or separate")
-    wish = _wish(pick_device(device), dtype, memory)
+    target = pick_device(device)
+    try:
+        check_choices(target)
+    except KernelUnavailable as error:
+        raise BackendUnavailable(str(error)) from error
+    wish = _wish(target, dtype, memory)
     if wish.random:
         with random_specs([str(name) for name in names]) as specs:
             return _loaded(specs, [], wish, adapters, growing, memory.get("max_memory_gb"))

@@ -15,6 +15,8 @@ from tdm_kernels import KernelUnavailable, dispatch, joint_attention, joint_atte
 from tdm_kernels.attention import backends, table, variants
 from tdm_kernels.attention import choose as choosing
 from tdm_kernels.attention.choose import BACKENDS, VARIABLE, Choice, choose, obstacle
+from tdm_serve.errors import BackendUnavailable
+from tdm_serve.models.load import load
 
 H200 = "NVIDIA H200"
 
@@ -150,3 +152,19 @@ def test_masks_are_the_lengths() -> None:
     q, k, v = torch.randn(3, 2, 1, 6, 8).unbind(0)
     kv_len = torch.tensor([6, 2], dtype=torch.int32)
     torch.testing.assert_close(backends.attend("sdpa", q, k, v, kv_len), joint_attention(q, k, v, kv_len))
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "says"),
+    [
+        ("TDM_SERVE_ATTENTION", "cudnn", "needs a CUDA device, but the model is on cpu; allowed there: auto, sdpa"),
+        ("TDM_SERVE_KERNELS", "triton", "needs a CUDA device, but the model is on cpu; allowed there: auto, torch"),
+        ("TDM_SERVE_ATTENTION", "fastest", "allowed: auto, triton, cudnn, flash, sdpa"),
+    ],
+)
+def test_a_choice_that_cannot_be_had_is_told_when_a_model_loads(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, says: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(BackendUnavailable, match=says):
+        load("default", device="cpu")

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from tdm_kernels.attention import table, variants
 from tdm_kernels.checks import spell
+from tdm_kernels.dispatch import BACKENDS as KERNELS
 from tdm_kernels.dispatch import HALF, OLDEST, asked, interpreted, triton_obstacle
+from tdm_kernels.dispatch import VARIABLE as KERNELS_VARIABLE
 from tdm_kernels.errors import KernelUnavailable
 
 VARIABLE = "TDM_SERVE_ATTENTION"
@@ -48,6 +50,20 @@ def choose(q: Tensor, k: Tensor, kv_len: Tensor | None) -> Choice:
         choice, why = Choice("sdpa"), f"{choice.backend} is faster but cannot run here: {reason}"
     _say_once(q.device, q.shape[-1], choice, why)
     return choice
+
+
+def check_choices(device: torch.device) -> None:
+    """Raises KernelUnavailable where the environment asks for what does not exist or cannot run on `device` at all.
+
+    What depends on dtype and shape shows at the first call.
+    """
+    for variable, backends, anywhere in ((VARIABLE, BACKENDS, "sdpa"), (KERNELS_VARIABLE, KERNELS, "torch")):
+        wanted = asked(variable, backends)
+        if wanted not in ("auto", anywhere) and device.type != "cuda" and not interpreted():
+            raise KernelUnavailable(
+                f"{variable}={wanted} needs a CUDA device, but the model is on {device}; "
+                f"allowed there: auto, {anywhere}"
+            )
 
 
 def obstacle(backend: str, q: Tensor, ragged: bool) -> str | None:
