@@ -125,6 +125,7 @@ def strict(picture: Any, scene: ScenePrompt) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore:.*without verification")
 def test_pictures_in_chromium_are_those_of_the_engine_in_python(site: Path, engine: Path, browser: Any) -> None:
     scenes = list(islice(prompts("heldout", seed=1), 8))

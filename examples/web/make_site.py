@@ -91,8 +91,7 @@ def template(tokenizer: Path) -> dict[str, Any]:
 def fetch_runtime(packages: Path) -> Path:
     """The folder of ONNX Runtime Web's files, installed under `packages` unless it is there.
 
-    Raises BackendUnavailable where npm is missing or cannot reach its registry, ConfigError for what npm fetched and
-    refused.
+    Raises BackendUnavailable where npm is missing or cannot get them, ConfigError where they have another digest.
     """
     lock = HERE / "package-lock.json"
     found, kept = packages / "node_modules" / "onnxruntime-web" / "dist", packages / lock.name
@@ -101,12 +100,11 @@ def fetch_runtime(packages: Path) -> Path:
     packages.mkdir(parents=True, exist_ok=True)
     for name in ("package.json", lock.name):
         shutil.copy(HERE / name, packages)
-    command = [*npm(), "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--no-progress"]
+    command = [*npm(), "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--no-progress", "--fetch-retries=1"]
     done = subprocess.run(command, cwd=packages, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
         kept.unlink()
-        unreached = any(code in done.stderr for code in ("ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ETIMEDOUT"))
-        kind = BackendUnavailable if unreached else ConfigError
+        kind = ConfigError if "EINTEGRITY" in done.stderr else BackendUnavailable
         raise kind(f"npm cannot install onnxruntime-web: {' '.join(done.stderr.split())[:500]}")
     return found
 
