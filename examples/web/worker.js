@@ -2,7 +2,7 @@
 import { Engine } from "./engine.js";
 
 const tell = (kind, what) => postMessage({ kind, ...what });
-const threads = Number(new URLSearchParams(location.search).get("threads") ?? 1); // one works however the page is served
+const threads = Number(new URLSearchParams(location.search).get("threads") ?? 1); // one works on any server
 const refuse = (error) => tell("failed", { message: error.message });
 
 Engine.load("engine", threads, (part) => tell("loaded", { part })).then((engine) => {
