@@ -49,9 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--score-prompts",
         type=options.whole_number(0),
-        default=64,
+        default=256,
         metavar="N",
-        help="score checkpoints of the synthetic world on N prompts, before and after; 0 is not at all (default: 64)",
+        help="score checkpoints of the synthetic world on N prompts, before and after; 0 is not at all (default: 256)",
     )
 
 

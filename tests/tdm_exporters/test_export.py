@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import shutil
 import signal
@@ -98,19 +99,24 @@ def test_a_changed_part_is_made_anew(made: Made, tiny: Path, tmp_path: Path) -> 
     assert [line.endswith("kept from before") for line in said[1:]] == [False, True, True, True, True]
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files() -> Iterator[None]:
-    """No file may grow beyond some bytes: the system answers as a full disk does, with an OSError."""
+    """No file may grow beyond some bytes: the system answers as a full disk does, with an OSError.
+
+    Not a fixture: pytest's own output may go to a file, and is written before fixtures end.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    signal.signal(signal.SIGXFSZ, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
 
 
-def test_a_full_disk_leaves_nothing(tiny: Path, tmp_path: Path, small_files: None) -> None:
-    with pytest.raises(OutputError, match=r"cannot write .*out: File too large; nothing was kept"):
+def test_a_full_disk_leaves_nothing(tiny: Path, tmp_path: Path) -> None:
+    with small_files(), pytest.raises(OutputError, match=r"cannot write .*out: File too large; nothing was kept"):
         export(Options(str(tiny), "onnx", tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []
 
