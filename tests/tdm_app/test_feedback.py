@@ -276,6 +276,7 @@ async def test_export_and_delete_on_the_command_line(
     assert "cannot write" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 async def test_a_served_picture_is_made_again_from_its_rating(
     start_server: Callable[..., Any], pipeline: Pipeline, tmp_path: Path
 ) -> None:

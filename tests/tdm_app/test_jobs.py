@@ -280,7 +280,7 @@ async def test_what_waits_at_the_end_is_done_after_the_next_start(pipeline: Pipe
     state = State(tmp_path)
     async with opened(pipeline, state) as (client, app):
         await app.state.service.started()
-        jobs = [await accepted(client, n=2, seed=number) for number in range(8)]
+        jobs = [await accepted(client, n=2, seed=number) for number in range(24)]
     rows = [await state.job(job["id"]) for job in jobs]
     left = [row for row in rows if row is not None and not row.ended]
     assert left  # the engine finished what it had, the rest waits on the disk

@@ -44,9 +44,8 @@ def wait_ended(client: httpx.Client, jobs: list[dict[str, Any]], count: int) -> 
     wait_for(happened, 250)
 
 
-@pytest.mark.parametrize(
-    ("count", "kills"), [pytest.param(20, 1, id="20"), pytest.param(100, 2, id="100", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("count", "kills"), [pytest.param(20, 1, id="20"), pytest.param(100, 2, id="100")])
+@pytest.mark.slow
 def test_kill_9(start_server: Start, count: int, kills: int) -> None:
     server = start_server("--no-page")
     server.wait_ready()
@@ -92,6 +91,7 @@ def check(
             assert np.array_equal(pixels(mine), pixels(other))
 
 
+@pytest.mark.slow
 def test_sigterm_leaves_what_waits_for_the_next_start(start_server: Start) -> None:
     server = start_server("--no-page")
     server.wait_ready()

@@ -66,6 +66,7 @@ def test_bad_input(arguments: list[str], words: str, tmp_path: Path, environment
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_running_server_knows_at_once(start_server: Callable[..., Any], capsys: Capture) -> None:
     server = start_server("--no-page", "--auth", "on")
     folder = ["--state-dir", str(server.state_dir)]

@@ -57,6 +57,7 @@ def test_running_requests_are_finished_first(start_server: Start) -> None:
     assert answer.count(b'"b64_json"') == 10
 
 
+@pytest.mark.slow
 def test_new_requests_are_refused_while_it_finishes(start_server: Start, assert_error: Callable[..., Any]) -> None:
     server = start_server("--no-page", "--max-batch", "1")
     server.wait_ready()
@@ -75,6 +76,7 @@ def test_new_requests_are_refused_while_it_finishes(start_server: Start, assert_
     assert server.stop(signal.SIGCONT) == 0
 
 
+@pytest.mark.slow
 def test_a_state_folder_of_another_server(start_server: Start, tmp_path: Path) -> None:
     folder = ("--state-dir", str(tmp_path / "state"))
     first = start_server("--no-page", *folder)
@@ -88,6 +90,7 @@ def test_a_state_folder_of_another_server(start_server: Start, tmp_path: Path) -
     assert third.stop() == 0
 
 
+@pytest.mark.slow
 def test_open_tabs_do_not_hold_it_up(start_server: Start) -> None:
     server = start_server()
     server.wait_ready()

@@ -98,8 +98,9 @@ raise SystemExit(main(sys.argv[1:]))
 
 @pytest.mark.parametrize(
     ("stage", "source"),
-    [("pretrain", []), pytest.param("tdm", ["--checkpoint", "default-teacher"], marks=pytest.mark.slow)],
+    [("pretrain", []), ("tdm", ["--checkpoint", "default-teacher"])],
 )
+@pytest.mark.slow
 def test_a_killed_run_continues_bit_for_bit(
     cli: Cli, environment: dict[str, str], parts: Path, tmp_path: Path, stage: str, source: list[str]
 ) -> None:
@@ -119,6 +120,7 @@ def test_a_killed_run_continues_bit_for_bit(
     assert log(killed)[-1] == log(whole)[-1]
 
 
+@pytest.mark.slow
 def test_resuming_with_another_config_shows_the_difference(cli: Cli, parts: Path, tmp_path: Path) -> None:
     finetune(cli, "text", parts, "--run", str(tmp_path / "run"))
     done = cli("finetune", "text", *TINY["text"].split(), "--seed", "5", "--run", str(tmp_path / "run"), cwd=parts)
@@ -126,6 +128,7 @@ def test_resuming_with_another_config_shows_the_difference(cli: Cli, parts: Path
     assert "seed: 0 -> 5" in done.stderr
 
 
+@pytest.mark.slow
 def test_pretraining_lowers_its_loss(parts: Path, cli: Cli, tmp_path: Path) -> None:
     finetune(
         cli, "pretrain", parts, "--run", str(tmp_path / "run"), "--steps", "60", "--score-every", "60", "--batch", "16"
@@ -134,6 +137,7 @@ def test_pretraining_lowers_its_loss(parts: Path, cli: Cli, tmp_path: Path) -> N
     assert losses[-1] < 0.9 * losses[0]
 
 
+@pytest.mark.slow
 def test_pretraining_goes_on_from_a_finished_run(cli: Cli, parts: Path, tmp_path: Path) -> None:
     """With rates of next to nothing the second leg ends where the first did; another architecture is refused."""
     first, second = tmp_path / "first", tmp_path / "second"

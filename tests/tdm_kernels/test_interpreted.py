@@ -11,6 +11,7 @@ import pytest
 FOLDER = Path(__file__).with_name("interpreted")
 FILES = sorted(path.name for path in FOLDER.glob("test_*.py"))
 SLOW = [name for name in FILES if "pytest.mark.slow" in (FOLDER / name).read_text()]
+QUICK = ("test_attention.py", "test_interpreter_defects.py")  # the others come with the slow tests
 
 
 def test_there_are_files() -> None:
@@ -31,7 +32,9 @@ def run(name: str, marks: str, root: Path, environment: dict[str, str]) -> None:
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FILES]
+)
 def test_interpreted(name: str, root: Path, environment: dict[str, str]) -> None:
     run(name, "not slow", root, environment)
 

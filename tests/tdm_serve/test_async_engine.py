@@ -182,6 +182,7 @@ def test_a_batch_holds_at_least_one_picture(pipeline: Pipeline) -> None:
         AsyncEngine(pipeline, max_batch=0)
 
 
+@pytest.mark.slow
 def test_a_program_may_end_without_closing(environment: dict[str, str], tmp_path: Path) -> None:
     """In the middle of a picture: no crash in C++, no hang."""
     program = """

@@ -47,6 +47,7 @@ def test_a_picture_alone_equals_the_same_in_any_batch(pipeline: Pipeline) -> Non
         assert np.array_equal(pixels(image), pixels(other))
 
 
+@pytest.mark.slow
 def test_same_pixels_after_a_restart(pipeline: Pipeline) -> None:
     code = (
         f"import hashlib, torch; torch.set_num_threads({torch.get_num_threads()})\n"

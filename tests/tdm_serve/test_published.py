@@ -133,14 +133,8 @@ def test_a_published_model_gives_what_its_card_gives(hub: hub_server.Hub, name: 
         assert np.abs(made - picture(replace(resolve(name), adapters=()))).mean() > 1.0
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "zimage-tdm-r1",
-        pytest.param("sd35-medium-tdm", marks=pytest.mark.slow),
-        pytest.param("dreamshaper7-tdm", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["zimage-tdm-r1", "sd35-medium-tdm", "dreamshaper7-tdm"])
 def test_the_command_line_fetches_and_generates(
     cli: Cli, name: str, tmp_path: Path, environment: dict[str, str]
 ) -> None:

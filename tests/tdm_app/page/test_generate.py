@@ -237,7 +237,9 @@ def test_controls_have_names(open_page: Callable[..., Any], scheme: str) -> None
     page = open_page(color_scheme=scheme)
     for role, name in (("textbox", "Prompt"), ("textbox", "Seed"), ("button", "Generate"), ("button", "Cancel"),
                        ("checkbox", "Lock seed"), ("radio", "2")):  # fmt: skip
-        assert page.get_by_role(role, name=name, exact=True).count() == 1, name
+        control = page.get_by_role(role, name=name, exact=True)
+        control.first.wait_for()
+        assert control.count() == 1, name
     assert page.locator("#generate-status").get_attribute("aria-live") == "polite"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 from servers import serving
 
 from tdm_app.api import create_app
@@ -13,6 +14,7 @@ from tdm_serve import AsyncEngine
 from tests.tdm_serve.toy_device import SlowStart
 
 
+@pytest.mark.slow
 def test_early_visitors_wait_or_leave(browser: Any, tmp_path: Path) -> None:
     device = SlowStart()
     app = create_app(AsyncEngine(device, profile=tmp_path), Settings.model_validate({}))
