@@ -7,18 +7,16 @@ import io
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 import pytest
 from PIL import Image
+from server_process import ServerProcess
 from servers import metric, value_of
 
 from tdm_serve import Pipeline
 from tdm_serve.engine import Engine
-
-if TYPE_CHECKING:
-    from conftest import ServerProcess  # which of the tests' conftests that is, depends on what else is collected
 
 MODELS = ("default", "default-tdm", "default-teacher")
 IMAGES = "/v1/images/generations"

@@ -4,35 +4,21 @@ from __future__ import annotations
 
 import shutil
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # for tiny_checkpoint
 
 import pytest
-from tiny_checkpoint import checkpoint
+from tiny_checkpoint import Made, checkpoint, options
 
 from tdm_exporters.export import export
-from tdm_exporters.options import Options
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint folder."""
     return checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint")
-
-
-@dataclass(frozen=True)
-class Made:
-    """An engine's folder, the unpublished folder just before it was compared, and what the exporter said."""
-
-    engine: Path
-    partial: Path
-    said: tuple[str, ...]
-
-
-def options(tiny: Path, folder: Path) -> Options:
-    return Options(str(tiny), "onnx", folder, sizes=((128, 128), (64, 96)), batch=(1, 3))
 
 
 @pytest.fixture(scope="session")

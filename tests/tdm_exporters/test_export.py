@@ -9,10 +9,9 @@ import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
-from tiny_checkpoint import checkpoint
+from tiny_checkpoint import Made, checkpoint, options
 
 from tdm_exporters import verify
 from tdm_exporters.export import export
@@ -22,9 +21,6 @@ from tdm_serve import Pipeline
 from tdm_serve.artifact import read_artifact
 from tdm_serve.cli.main import main
 from tdm_serve.errors import InvalidRequest, OutputError
-
-if TYPE_CHECKING:
-    from conftest import Made
 
 
 def test_an_interrupted_export_goes_on_behind_its_last_part(made: Made) -> None:
@@ -93,8 +89,6 @@ def test_a_changed_part_is_made_anew(made: Made, tiny: Path, tmp_path: Path) -> 
     shutil.copytree(made.partial, tmp_path / ".out.partial")
     (tmp_path / ".out.partial" / "modulation.onnx").write_bytes(b"cut short")
     said: list[str] = []
-    from conftest import options
-
     export(replace(options(tiny, tmp_path / "out"), verify=False, say=said.append))
     assert [line.endswith("kept from before") for line in said[1:]] == [False, True, True, True, True]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from diffusers import AutoencoderKL, ZImageTransformer2DModel
 from transformers import Qwen3Config, Qwen3Model
 
+from tdm_exporters.options import Options
 from tdm_serve.models.catalog import EMBEDDED
 from tdm_serve.models.spec import MANIFEST
 
@@ -51,3 +53,16 @@ def checkpoint(folder: Path, seed: int = 0) -> Path:
     manifest |= {"default": "plain", "versions": {"plain": version, "guided": guided}}
     (folder / MANIFEST).write_text(json.dumps(manifest))
     return folder
+
+
+@dataclass(frozen=True)
+class Made:
+    """An engine's folder, the unpublished folder just before it was compared, and what the exporter said."""
+
+    engine: Path
+    partial: Path
+    said: tuple[str, ...]
+
+
+def options(tiny: Path, folder: Path) -> Options:
+    return Options(str(tiny), "onnx", folder, sizes=((128, 128), (64, 96)), batch=(1, 3))
