@@ -77,7 +77,7 @@ class Desk:
             self._orders[order.number] = order
             self._items.update((item.work.id, item) for item in order.items)
             try:
-                order.promise(self._promise_ms(order, now))
+                mailbox.promised_ms = self._promise_ms(order, now)
             except BaseException:  # a signal's exception, too, may not leave half an order here
                 self._forget(order)
                 raise
@@ -281,7 +281,7 @@ class Desk:
             self._previews.settle(order.mailbox, outcome)
         else:
             self._post([(order.mailbox, outcome)])
-        self.counters.settled(outcome, order.promised_ms, took_ms)
+        self.counters.settled(outcome, order.mailbox.promised_ms, took_ms)
         order.items.clear()
         order.images.clear()
 
@@ -319,4 +319,4 @@ class Desk:
             if isinstance(promise, Refusal):
                 self._settle(order, error_of(promise))
             else:
-                order.promise(now - order.arrived_ms + promise.eta_ms)
+                order.mailbox.promised_ms = now - order.arrived_ms + promise.eta_ms

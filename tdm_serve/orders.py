@@ -22,14 +22,9 @@ class Order:
     previews: bool
     images: list[GeneratedImage | None]
     arrived_ms: float
-    promised_ms: float = 0.0  # from arrival
     missing: int = 0
     outcome: Outcome | None = None
     items: list[Item] = field(default_factory=list["Item"])
-
-    def promise(self, ms: float) -> None:
-        """All pictures will be there in so many milliseconds from arrival, and whoever waits for them may know."""
-        self.promised_ms = self.mailbox.promised_ms = ms
 
 
 @dataclass(slots=True, eq=False)

@@ -194,7 +194,8 @@ def _harmless(group: Sequence[Seat], found: list[Picture], now_ms: float) -> lis
     lane, seats = found[0].lane, [Seat(picture, picture.work.steps) for picture in found]
 
     def harmless(count: int) -> bool:
-        batch, counts = [*group, *seats[:count]], _counts([*group, *seats[:count]])
+        batch = [*group, *seats[:count]]
+        counts = _counts(batch)
         step = lane.step(len(batch)) if len(counts) == 1 else lane.mixed(list(counts.values()))[0]
         begun = now_ms + lane.start(count, sum([picture.work.cached for picture in found[:count]]))
         return all(seat.picture.due_ms >= end or not seat.picture.firm for seat, end in _ends(batch, begun, step))
