@@ -1,5 +1,7 @@
 """Whether Triton runs an operation here: TDM_SERVE_KERNELS=auto|triton|torch. (Attention has its own variable.)
 
+TDM_SERVE_ATTENTION=quantised insists on Triton for the quantised operations, whatever TDM_SERVE_KERNELS says.
+
 `triton` raises where it cannot run and says why; `auto`, the default, takes Triton where the committed `measured.json`
 says that it was faster on this device, and torch everywhere else. What it took is logged once.
 """
@@ -22,6 +24,9 @@ from tdm_kernels.errors import KernelUnavailable
 
 VARIABLE = "TDM_SERVE_KERNELS"
 BACKENDS = ("triton", "torch")
+ATTENTION = "TDM_SERVE_ATTENTION"
+ATTENTIONS = ("triton", "cudnn", "flash", "sdpa", "quantised")
+QUANTISED = ("quantise_qk", "quantised_attention")
 HALF = (torch.float16, torch.bfloat16)
 OLDEST = (8, 0)
 MEASURED = Path(__file__).with_name("measured.json")
@@ -37,14 +42,18 @@ def asked(variable: str, backends: Sequence[str]) -> str:
     return choice
 
 
+def quantises() -> bool:
+    """Whether attention is to be quantised: an approximation, so only on an explicit word."""
+    return asked(ATTENTION, ATTENTIONS) == "quantised"
+
+
 def takes_triton(operation: str, x: Tensor, obstacle: str | None) -> bool:
     """Whether Triton runs `operation` on `x`. `obstacle` is why it could not, or None."""
-    choice = asked(VARIABLE, BACKENDS)
-    if choice == "triton":
+    if insistence := _insistence(operation):
         if obstacle:
-            raise KernelUnavailable(f"{VARIABLE}=triton cannot run {operation}: {obstacle}")
+            raise KernelUnavailable(f"{insistence} cannot run {operation}: {obstacle}")
         return True
-    if choice == "torch" or x.device.type != "cuda":
+    if asked(VARIABLE, BACKENDS) == "torch" or x.device.type != "cuda":
         return False
     faster = measured(operation, x.device)
     if faster and obstacle:
@@ -53,6 +62,13 @@ def takes_triton(operation: str, x: Tensor, obstacle: str | None) -> bool:
     why = "it was measured as faster" if faster else "triton was not measured as faster on it"
     _say_once(operation, x.device, "triton" if faster else "torch", why)
     return faster
+
+
+def _insistence(operation: str) -> str | None:
+    """The setting that wants `operation` run by Triton and by nothing else, or None."""
+    if operation in QUANTISED and quantises():
+        return f"{ATTENTION}=quantised"
+    return f"{VARIABLE}=triton" if asked(VARIABLE, BACKENDS) == "triton" else None
 
 
 def triton_obstacle(x: Tensor, dtypes: Sequence[torch.dtype], oldest: tuple[int, int] = OLDEST) -> str | None:

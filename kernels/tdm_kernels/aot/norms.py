@@ -26,7 +26,7 @@ def releases() -> Iterator[Release]:
     for dtype, head_dim, interleaved in product(HALF, HEAD_DIMS, (True, False)):
         pairs = "pairs" if interleaved else "halves"
         ending = f"{dtype}-d{head_dim}-{pairs}"
-        constants = {"eps": EPS, "HEAD": head_dim, "INTERLEAVED": interleaved}
+        constants = {"eps": EPS, "HEAD": head_dim, "INTERLEAVED": interleaved, "EACH": False}
         yield _norm_rope(f"qk_norm_rope-{ending}", TYPES[dtype], constants)
         yield _key_sums(f"quantise_qk-sums-{ending}", TYPES[dtype], constants)
         yield _to_int8(f"quantise_qk-keys-{ending}", TYPES[dtype], constants, KEY_BLOCK)
@@ -37,7 +37,7 @@ def _group_norm(dtype: str, group: int) -> Iterator[Release]:
     module, ending = "tdm_kernels.group_norm.triton_kernels", f"{dtype}-c{group}"
     picture, wide = TYPES[dtype], TYPES["fp32"]
     sizes = {"pixels": "i32", "channels": STEP}
-    shape = {"PIXELS": PIXELS, "CHANNELS": MOST_CHANNELS, "GROUP": group}
+    shape = {"PIXELS": PIXELS, "CHANNELS": MOST_CHANNELS, "GROUP": group, "LANES": group}
     moments = {"x": picture} | sizes | {"means": wide, "deviations": wide}
     yield _memory_bound(f"group_norm_silu-moments-{ending}", module, "moments", moments, shape, WARPS)
     join = {"means": wide, "deviations": wide, "pixels": "i32", "tiles": "i32", "mean": wide, "scale": wide}

@@ -1,7 +1,8 @@
-"""Which backend runs a call: TDM_SERVE_ATTENTION=auto|triton|cudnn|flash|sdpa.
+"""Which backend runs a call: TDM_SERVE_ATTENTION=auto|triton|cudnn|flash|sdpa|quantised.
 
 An explicit choice that cannot run raises and says why. `auto`, the default, takes what the committed table measured as
-fastest for the device and shape; where nothing was measured it takes `sdpa`, torch's own choice, and says so once.
+fastest for the device and shape; where nothing was measured it takes `sdpa`, torch's own choice, and says so once. With
+`quantised`, networks hand what they can to `quantised_attention`; what still comes here is chosen as by `auto`.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from torch import Tensor
 
 from tdm_kernels.attention import table, variants
 from tdm_kernels.checks import spell
+from tdm_kernels.dispatch import ATTENTION as VARIABLE
+from tdm_kernels.dispatch import ATTENTIONS as CHOICES
 from tdm_kernels.dispatch import BACKENDS as KERNELS
 from tdm_kernels.dispatch import HALF, OLDEST, asked, interpreted, triton_obstacle
 from tdm_kernels.dispatch import VARIABLE as KERNELS_VARIABLE
 from tdm_kernels.errors import KernelUnavailable
 
-VARIABLE = "TDM_SERVE_ATTENTION"
 BACKENDS = ("triton", "cudnn", "flash", "sdpa")
 
 log = logging.getLogger(__name__)
@@ -36,8 +38,8 @@ class Choice:
 
 def choose(q: Tensor, k: Tensor, kv_len: Tensor | None) -> Choice:
     """The backend for a call. Raises KernelUnavailable where an explicit one cannot run it."""
-    wanted = asked(VARIABLE, BACKENDS)
-    if wanted != "auto":
+    wanted = asked(VARIABLE, CHOICES)
+    if wanted not in ("auto", "quantised"):
         if reason := obstacle(wanted, q, kv_len is not None):
             raise KernelUnavailable(f"{VARIABLE}={wanted} cannot run this attention: {reason}")
         return Choice(wanted, _variant(q, k, kv_len) if wanted == "triton" else "")
@@ -57,7 +59,7 @@ def check_choices(device: torch.device) -> None:
 
     What depends on dtype and shape shows at the first call.
     """
-    for variable, backends, anywhere in ((VARIABLE, BACKENDS, "sdpa"), (KERNELS_VARIABLE, KERNELS, "torch")):
+    for variable, backends, anywhere in ((VARIABLE, CHOICES, "sdpa"), (KERNELS_VARIABLE, KERNELS, "torch")):
         wanted = asked(variable, backends)
         if wanted not in ("auto", anywhere) and device.type != "cuda" and not interpreted():
             raise KernelUnavailable(

@@ -12,11 +12,11 @@ SMALLEST = 1e-12  # the scale of a block of zeros
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """Turns pairs of channels by the angles of their token; cos and sin (S, D / 2).
+    """Turns pairs of channels by the angles of their token; cos and sin (S, D / 2), or (B, S, D / 2).
 
     Pair i is channels (2i, 2i + 1) where interleaved, as complex numbers lie, and (i, i + D / 2) otherwise.
     """
-    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # (S, 1, D / 2)
+    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)  # (..., S, 1, D / 2)
     one, other = x.unflatten(-1, (-1, 2)).unbind(-1) if interleaved else x.chunk(2, dim=-1)
     turned = (one * cos - other * sin, one * sin + other * cos)
     return torch.stack(turned, dim=-1).flatten(-2) if interleaved else torch.cat(turned, dim=-1)

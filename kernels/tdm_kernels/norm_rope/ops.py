@@ -28,8 +28,9 @@ def qk_norm_rope(
     """RMS-norm of queries and keys over their channels, then their rotary embedding, rounded once.
 
     q and k (B, S, H, D), any strides but the last, which is 1. Weights (D,) of the same dtype, both or none: without
-    them nothing is normed. cos and sin (S, D / 2) float32, both or none: without them nothing turns. `interleaved`
-    pairs channels (2i, 2i + 1), as Z-Image does; otherwise (i, i + D / 2). Returns both, contiguous.
+    them nothing is normed. cos and sin float32, (S, D / 2), or (B, S, D / 2) where each sample has its own, both or
+    none: without them nothing turns. `interleaved` pairs channels (2i, 2i + 1), as Z-Image does; otherwise
+    (i, i + D / 2). Returns both, contiguous.
 
     TDM_SERVE_KERNELS chooses who computes it; where a gradient is wanted, torch. Raises BadArgument, and
     KernelUnavailable where an explicit choice cannot run.
@@ -75,7 +76,8 @@ def check_turn(q: Tensor, cos: Tensor, sin: Tensor) -> None:
     turn = {"cos": cos, "sin": sin}
     check_dtype(turn, (torch.float32, torch.float64))
     for name, tensor in turn.items():
-        check_shape(name, tensor, {"S": q.shape[1], "D / 2": q.shape[3] // 2})
+        own = {"B": q.shape[0]} if cos.dim() == 3 else {}
+        check_shape(name, tensor, {**own, "S": q.shape[1], "D / 2": q.shape[3] // 2})
         if not tensor.is_contiguous():
             raise BadArgument(f"{name} has strides {tuple(tensor.stride())}; call .contiguous() first")
 

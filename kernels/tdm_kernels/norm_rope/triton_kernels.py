@@ -12,10 +12,11 @@ SMALLEST = tl.constexpr(1e-12)
 
 
 @triton.jit
-def _turned(x, weight, cos, sin, steps, there, lines, eps, HEAD: tl.constexpr, INTERLEAVED: tl.constexpr):
+def _turned(x, weight, cos, sin, steps, there, lines, row, eps, HEAD: tl.constexpr, INTERLEAVED: tl.constexpr):
     """Rows of x, normed and turned, in float32 (ROWS, HEAD).
 
-    Row i begins `steps[i]` elements behind x, is token lines[i], and exists where there[i].
+    Row i begins `steps[i]` elements behind x, is token lines[i], and exists where there[i]. Its sample's
+    first token is row `row` of cos and sin.
     """
     half: tl.constexpr = HEAD // 2
     pairs = tl.arange(0, half)
@@ -25,7 +26,7 @@ def _turned(x, weight, cos, sin, steps, there, lines, eps, HEAD: tl.constexpr, I
         scale = tl.rsqrt(tl.sum(values * values, 1) / HEAD + eps)
         values = values * scale[:, None] * tl.load(weight + channels).to(tl.float32)[None, :]
     if cos is not None:
-        angles = lines[:, None] * half + pairs[None, :]
+        angles = (row + lines[:, None]) * half + pairs[None, :]
         c = tl.load(cos + angles, mask=there[:, None], other=0.0).to(tl.float32)
         s = tl.load(sin + angles, mask=there[:, None], other=0.0).to(tl.float32)
         if INTERLEAVED:
@@ -55,13 +56,15 @@ def _one(
     HEAD: tl.constexpr,
     ROWS: tl.constexpr,
     INTERLEAVED: tl.constexpr,
+    EACH: tl.constexpr,
 ):
     batch = tl.program_id(2).to(tl.int64)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     lines, head = rows // heads, rows % heads
     there = lines < tokens
     steps = batch * x_batch + lines.to(tl.int64) * x_line + head * x_head
-    values = _turned(x, weight, cos, sin, steps, there, lines, eps, HEAD, INTERLEAVED)
+    row = batch * tokens if EACH else 0
+    values = _turned(x, weight, cos, sin, steps, there, lines, row, eps, HEAD, INTERLEAVED)
     target = out + (batch * tokens * heads + rows[:, None].to(tl.int64)) * HEAD + tl.arange(0, HEAD)[None, :]
     tl.store(target, values.to(out.dtype.element_ty), mask=there[:, None])
 
@@ -88,12 +91,16 @@ def norm_rope(
     HEAD: tl.constexpr,
     ROWS: tl.constexpr,
     INTERLEAVED: tl.constexpr,
+    EACH: tl.constexpr,
 ):
-    """Grid (cdiv(tokens * heads, ROWS), 2, batch): queries, then keys. Results are (batch, tokens, heads, HEAD)."""
+    """Grid (cdiv(tokens * heads, ROWS), 2, batch): queries, then keys. Results are (batch, tokens, heads, HEAD).
+
+    cos and sin are (tokens, HEAD / 2), or (batch, tokens, HEAD / 2) where EACH sample has its own; so below.
+    """
     if tl.program_id(1) == 0:
-        _one(q, q_weight, cos, sin, q_batch, q_line, q_head, tokens, heads, q_out, eps, HEAD, ROWS, INTERLEAVED)
+        _one(q, q_weight, cos, sin, q_batch, q_line, q_head, tokens, heads, q_out, eps, HEAD, ROWS, INTERLEAVED, EACH)
     else:
-        _one(k, k_weight, cos, sin, k_batch, k_line, k_head, tokens, heads, k_out, eps, HEAD, ROWS, INTERLEAVED)
+        _one(k, k_weight, cos, sin, k_batch, k_line, k_head, tokens, heads, k_out, eps, HEAD, ROWS, INTERLEAVED, EACH)
 
 
 @triton.jit
@@ -113,6 +120,7 @@ def key_sums(
     HEAD: tl.constexpr,
     BLOCK: tl.constexpr,
     INTERLEAVED: tl.constexpr,
+    EACH: tl.constexpr,
 ):
     """Grid (cdiv(tokens, BLOCK), heads, batch). Fills sums (batch, heads, blocks, HEAD): of each block's valid keys."""
     head, batch = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
@@ -122,7 +130,8 @@ def key_sums(
     lines = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     there = lines < length
     steps = batch * k_batch + head * k_head + lines.to(tl.int64) * k_line
-    values = _turned(k, weight, cos, sin, steps, there, lines, eps, HEAD, INTERLEAVED)  # zeros where not there
+    row = batch * tokens if EACH else 0
+    values = _turned(k, weight, cos, sin, steps, there, lines, row, eps, HEAD, INTERLEAVED)  # zeros where not there
     target = ((batch * heads + head) * tl.num_programs(0) + tl.program_id(0)) * HEAD + tl.arange(0, HEAD)
     tl.store(sums + target, tl.sum(values, 0))
 
@@ -146,6 +155,7 @@ def to_int8(
     HEAD: tl.constexpr,
     BLOCK: tl.constexpr,
     INTERLEAVED: tl.constexpr,
+    EACH: tl.constexpr,
 ):
     """Grid (cdiv(tokens, BLOCK), heads, batch). out (batch, heads, tokens, HEAD), scales (batch, heads, blocks).
 
@@ -159,7 +169,8 @@ def to_int8(
     channels = tl.arange(0, HEAD)
     there = lines < length
     steps = batch * x_batch + head * x_head + lines.to(tl.int64) * x_line
-    values = _turned(x, weight, cos, sin, steps, there, lines, eps, HEAD, INTERLEAVED)
+    row = batch * tokens if EACH else 0
+    values = _turned(x, weight, cos, sin, steps, there, lines, row, eps, HEAD, INTERLEAVED)
     if mean is not None:
         middle = tl.load(mean + (batch * heads + head) * HEAD + channels)
         values = tl.where(there[:, None], values - middle[None, :], 0.0)

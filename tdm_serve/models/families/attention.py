@@ -8,12 +8,14 @@ as padding of its own, such as Z-Image's learned tokens up to a multiple of 32, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from tdm_kernels import joint_attention
+from tdm_kernels import joint_attention, qk_norm_rope, quantise_qk, quantise_values, quantised_attention
+from tdm_serve.models.kernel_choice import Path
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, kv_len: Tensor | None = None) -> Tensor:
@@ -24,6 +26,53 @@ def attend(q: Tensor, k: Tensor, v: Tensor, kv_len: Tensor | None = None) -> Ten
     if kv_len is None and q.device.type == "cpu":
         return F.scaled_dot_product_attention(q, k, v)  # the same bits, without what an operation of our own costs
     return joint_attention(q, k, v, kv_len)
+
+
+def normed_heads(
+    q: Tensor, k: Tensor, norms: tuple[nn.Module, nn.Module], turn: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """q and k (B, S, H, D) through their RMS-norms and, by `turn`, their rotation, as one kernel.
+
+    `turn` is cos and sin, (S, 1, D / 2), or (B, S, 1, D / 2) where rows differ.
+    """
+    q_weight, k_weight, eps = _parameters(norms, q)
+    return qk_norm_rope(q, k, q_weight, k_weight, *_tables(turn), eps=eps)
+
+
+def attend_normed(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    norms: tuple[nn.Module, nn.Module],
+    turn: tuple[Tensor, Tensor],
+    kv_len: Tensor | None,
+    path: Path,
+) -> Tensor:
+    """`normed_heads` of q and k, and their attention with v (B, S, H, D) over the first `kv_len` keys: (B, H, S, D).
+
+    Quantised by `path`: q and k as int8 where they are normed, v as `path` says.
+    """
+    values = v.transpose(1, 2)
+    if path == "fused":
+        q, k = normed_heads(q, k, norms, turn)
+        return attend(q.transpose(1, 2), k.transpose(1, 2), values, kv_len)
+    q_weight, k_weight, eps = _parameters(norms, q)
+    whole = quantise_qk(q, k, q_weight, k_weight, *_tables(turn), kv_len, eps=eps)
+    held, scale = quantise_values(values, kv_len) if path == "fp8" else (values, None)
+    return quantised_attention(whole, held, scale, kv_len, dtype=q.dtype)
+
+
+def _parameters(norms: tuple[nn.Module, nn.Module], like: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Both weights in `like`'s type, and the eps that they share."""
+    first, second = norms
+    assert first.eps == second.eps, "one eps for queries and keys"
+    query, key = (cast(Tensor, norm.weight).to(like.dtype) for norm in norms)
+    return query, key, cast(float, first.eps)
+
+
+def _tables(turn: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """As kernels take them: without the dimension of heads, and without gaps, which rows' cuts to a picture have."""
+    return (None, None) if turn is None else (turn[0].squeeze(-2).contiguous(), turn[1].squeeze(-2).contiguous())
 
 
 def ragged(texts: Sequence[Tensor], own: Sequence[int]) -> tuple[Tensor, Tensor | None]:

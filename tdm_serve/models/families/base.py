@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from tdm_serve.errors import InvalidRequest, PictureFailed, PromptTooLong
 from tdm_serve.models.adapters import fuse_adapters, read_adapters
-from tdm_serve.models.autoencoder import decode, laid_out, posterior
+from tdm_serve.models.autoencoder import decode, laid_out, posterior, with_kernels
+from tdm_serve.models.kernel_choice import check_quantised
 from tdm_serve.models.lora import base_of
 from tdm_serve.models.placement import Placement
 from tdm_serve.models.quantise import to_fp8
@@ -39,6 +40,7 @@ class Family(ABC):
     runtime = "eager"  # what runs the networks, unless a backend does
     patch = 1  # sides of latents are multiples of it
     longest: int | None = None  # side of latents, where the network has places for no more
+    quantisable = False  # whether TDM_SERVE_ATTENTION=quantised is for it
     exact_on_cpu = True  # whether a CPU computes a picture bit by bit alike in any batch; convolutions do not
 
     def __init__(self, specs: Sequence[ModelSpec], placement: Placement, adapters: Adapters = "fused") -> None:
@@ -46,6 +48,7 @@ class Family(ABC):
         the base (`models.routed`).
         """
         self.spec, self.placement = specs[0], placement
+        check_quantised(self.spec.family, self.quantisable)
         self.device, self.dtype, self.text_device = placement.device, placement.dtype, placement.text
         self.load_text()
         self.vae = self.load_vae()
@@ -64,7 +67,7 @@ class Family(ABC):
         """Sets `denoiser`, `versions` and `channels`."""
 
     def load_vae(self) -> AutoencoderKL:
-        return laid_out(self.placement.part(AutoencoderKL, self.spec.base / "vae", self.device))
+        return with_kernels(laid_out(self.placement.part(AutoencoderKL, self.spec.base / "vae", self.device)))
 
     def encoder(self, kind: type[M], name: str) -> M:
         """A text encoder of the base, on its device."""

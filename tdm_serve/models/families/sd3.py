@@ -49,7 +49,7 @@ class SD3(Family):
         network, denoiser, self.channels = self.load_network()
         self.versions = with_versions(denoiser, network, specs, adapters)
         del network  # or the weights would stay behind where they were
-        self.denoiser = self.ready(denoiser.pack())
+        self.denoiser = self.ready(denoiser.pack()).use_kernels()
         self._tables: dict[tuple[int, float, Variant], tuple[Tensor, Tensor]] = {}
 
     def load_network(self) -> tuple[nn.Module, SD3Denoiser, int]:

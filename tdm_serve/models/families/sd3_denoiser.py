@@ -22,8 +22,9 @@ from diffusers.models.attention import JointTransformerBlock
 from diffusers.models.normalization import RMSNorm
 from torch import Tensor, nn
 
-from tdm_serve.models.families.attention import attend
+from tdm_serve.models.families.attention import attend, normed_heads
 from tdm_serve.models.joined import Joined, pack_all, present, rms, share
+from tdm_serve.models.kernel_choice import Path, norm_path
 from tdm_serve.models.naming import named_as
 from tdm_serve.models.routed import Route, Routed, project
 
@@ -39,16 +40,24 @@ def normed(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 class Heads(nn.Module):
     """Queries, keys and values of one stream."""
 
+    path: Path = "plain"  # of queries and keys
+
     def __init__(self, heads: int, qkv: Joined, norm_q: nn.Module | None, norm_k: nn.Module | None) -> None:
         super().__init__()
         self.heads = heads
         self.qkv: nn.Module = qkv
         self.norm_q, self.norm_k = norm_q, norm_k
+        assert (norm_q is None) == (norm_k is None), "queries and keys are normed alike"
         assert all(norm is None or isinstance(norm, RMSNorm) for norm in (norm_q, norm_k)), "SD3.5 norms are RMS"
 
     def forward(self, x: Tensor, route: Route = ()) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, S, D) -> q, k, v (B, H, S, D / H)."""
-        q, k, v = project(self.qkv, x, route).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        heads = project(self.qkv, x, route).unflatten(-1, (3, self.heads, -1))  # (B, S, 3, H, D / H)
+        if self.path == "fused" and not torch.compiler.is_exporting():
+            q, k, v = heads.unbind(2)
+            q, k = normed_heads(q, k, (present(self.norm_q), present(self.norm_k)))
+            return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)
         q = q if self.norm_q is None else rms(self.norm_q, q)
         return q, k if self.norm_k is None else rms(self.norm_k, k), v
 
@@ -150,6 +159,16 @@ class SD3Denoiser(nn.Module):
     def pack(self) -> SD3Denoiser:
         """Join projections into single matrices for inference; the result no longer trains. Returns self."""
         pack_all(self)
+        return self
+
+    def use_kernels(self) -> SD3Denoiser:
+        """Calls kernels where they are chosen for the device and type that it has now. Returns self.
+
+        Raises BackendUnavailable where an explicit choice cannot run.
+        """
+        for heads in self.modules():
+            if isinstance(heads, Heads) and heads.norm_q is not None:
+                heads.path = norm_path(heads.norm_q)
         return self
 
     def share(self, names: Mapping[nn.Module, str], wanted: Collection[str]) -> dict[str, Routed]:

@@ -38,6 +38,7 @@ class ZImage(Family):
 
     denoiser: ZImageDenoiser
     patch = PATCH
+    quantisable = True
 
     def load_tokenizer(self) -> None:
         self.tokenizer: Any = AutoTokenizer.from_pretrained(self.spec.base / "tokenizer")
@@ -57,7 +58,7 @@ class ZImage(Family):
         self.longest = min(rows, columns) * PATCH
         self.versions = with_versions(denoiser, transformer, specs, adapters)
         del transformer  # or the weights would stay behind where they were
-        self.denoiser = self.ready(denoiser.pack())
+        self.denoiser = self.ready(denoiser.pack()).use_kernels()
         self.channels = self.denoiser.channels
         self.start_modulation()
 

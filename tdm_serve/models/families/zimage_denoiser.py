@@ -17,7 +17,7 @@ rotary tables, so every row is as alone. The state dict has the keys of diffuser
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import cast
 
 import torch
@@ -29,9 +29,10 @@ from diffusers.models.transformers.transformer_z_image import (
 )
 from torch import Tensor, nn
 
-from tdm_serve.models.families.attention import attend
+from tdm_serve.models.families.attention import attend, attend_normed
 from tdm_serve.models.families.zimage_rope import Rope, Tables
 from tdm_serve.models.joined import Joined, pack_all, present, rms, share
+from tdm_serve.models.kernel_choice import Path, attention_path, norm_path
 from tdm_serve.models.naming import named_as
 from tdm_serve.models.routed import Route, Routed, project
 
@@ -54,6 +55,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Block(nn.Module):
     """A `ZImageTransformerBlock` whose projections of one input are joined. Shares the original's parameters."""
 
+    path: Path = "plain"  # of queries and keys, and of attention
+
     def __init__(self, source: ZImageTransformerBlock) -> None:
         super().__init__()
         attention, feed_forward = source.attention, source.feed_forward
@@ -69,8 +72,11 @@ class Block(nn.Module):
     def attend(self, x: Tensor, rope: Tables, route: Route, kv_len: Tensor | None) -> Tensor:
         """Full attention over x (B, S, D), or over the first `kv_len` (B,) tokens of each row."""
         q, k, v = project(self.qkv, x, route).unflatten(-1, (3, self.heads, -1)).unbind(2)  # (B, S, H, D / H)
-        q, k = rotate(rms(self.norm_q, q), *rope), rotate(rms(self.norm_k, k), *rope)
-        y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), kv_len)
+        if self.path == "plain" or torch.compiler.is_exporting():
+            q, k = rotate(rms(self.norm_q, q), *rope), rotate(rms(self.norm_k, k), *rope)
+            y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), kv_len)
+        else:
+            y = attend_normed(q, k, v, (self.norm_q, self.norm_k), rope, kv_len, self.path)
         return project(self.out, y.transpose(1, 2).flatten(2), route)
 
     def feed(self, x: Tensor, route: Route = ()) -> Tensor:
@@ -123,6 +129,17 @@ class ZImageDenoiser(nn.Module):
     def pack(self) -> ZImageDenoiser:
         """Join projections into single matrices for inference; the result no longer trains. Returns self."""
         pack_all(self)
+        return self
+
+    def use_kernels(self) -> ZImageDenoiser:
+        """Calls kernels where they are chosen for the device and type that it has now. Returns self.
+
+        Text is refined once per prompt, so there is nothing to gain by quantising that. Raises BackendUnavailable.
+        """
+        parts = ((self.text_blocks, norm_path), (self.image_blocks, attention_path), (self.blocks, attention_path))
+        for blocks, path in parts:
+            for block in cast(Iterable[Block], blocks):
+                block.path = path(block.norm_q)
         return self
 
     def share(self, names: Mapping[nn.Module, str], wanted: Collection[str]) -> dict[str, Routed]:

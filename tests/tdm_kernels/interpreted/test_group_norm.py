@@ -34,7 +34,7 @@ def check(x: Tensor, groups: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float16, marks=pytest.mark.slow), torch.bfloat16])
-@pytest.mark.parametrize(("channels", "groups"), [(128, 32), (96, 24), (256, 2), (64, 64)])
+@pytest.mark.parametrize(("channels", "groups"), [(128, 32), (96, 24), (256, 2), (64, 64), (96, 8), (30, 10)])
 def test_groups_of_every_size(channels: int, groups: int, dtype: torch.dtype) -> None:
     check(picture(2, channels, 9, 13, dtype), groups)
 

@@ -54,6 +54,27 @@ def test_norm_and_rotation_alone() -> None:
             assert_close(one, wanted)
 
 
+def each(turn: Tensor, samples: int = 2) -> Tensor:
+    """A table for every sample: shifted by a token."""
+    return torch.stack([turn.roll(sample, 0) for sample in range(samples)])
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_a_table_of_its_own_for_every_sample(interleaved: bool) -> None:
+    """As ragged batches have them; exactly what each sample is alone with its table."""
+    *given, cos, sin = arguments(64)
+    out = qk_norm_rope(*given, each(cos), each(sin), interleaved=interleaved)
+    integers = quantise_qk(*given, each(cos), each(sin), interleaved=interleaved)
+    for sample in range(2):
+        own = [x[sample : sample + 1] for x in given[:2]] + given[2:] + [cos.roll(sample, 0), sin.roll(sample, 0)]
+        for one, wanted in zip(out, qk_norm_rope(*own, interleaved=interleaved), strict=True):
+            assert torch.equal(one[sample : sample + 1], wanted)
+        for one, wanted in zip(integers, quantise_qk(*own, interleaved=interleaved), strict=True):
+            assert torch.equal(one[sample : sample + 1], wanted)
+    for one, wanted in zip(out, exact(*given, each(cos), each(sin), interleaved=interleaved), strict=True):
+        assert_close(one, wanted)
+
+
 @pytest.mark.parametrize("tokens", [1, 11, 64, 129])
 def test_odd_numbers_of_tokens(tokens: int) -> None:
     given = arguments(64, tokens=tokens)
