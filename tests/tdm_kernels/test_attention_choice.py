@@ -11,11 +11,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tdm_kernels import KernelUnavailable, dispatch, joint_attention, joint_attention_lse
+from tdm_kernels import KernelUnavailable, choices, dispatch, joint_attention, joint_attention_lse
 from tdm_kernels.attention import backends, table, variants
 from tdm_kernels.attention import choose as choosing
 from tdm_kernels.attention.choose import BACKENDS, VARIABLE, Choice, choose, obstacle
 from tdm_serve.errors import BackendUnavailable
+from tdm_serve.models.kernel_choice import check_quantised
 from tdm_serve.models.load import load
 
 H200 = "NVIDIA H200"
@@ -107,6 +108,28 @@ def test_obstacles_on_a_card(card: torch.Tensor, monkeypatch: pytest.MonkeyPatch
     assert "compute capability 7.5, and it needs 8.0" in str(obstacle("triton", card, ragged=False))
 
 
+def test_quantised_attention_needs_an_explicit_word(card: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However fast it was measured; what the networks do not hand to it is chosen as by auto."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr(dispatch, "measured", lambda *_: True)
+    use_rows(monkeypatch, row())
+    assert choices.quantised_attention(card) is None
+    for value in ("triton", "sdpa"):
+        monkeypatch.setenv(VARIABLE, value)
+        assert choices.quantised_attention(card) is None
+    monkeypatch.setenv(VARIABLE, "quantised")
+    assert choices.quantised_attention(card) == "fp8"
+    assert choose(card, card, None) == Choice("cudnn")
+    monkeypatch.setenv(dispatch.VARIABLE, "torch")
+    assert dispatch.takes_triton("quantise_qk", card, None)
+    assert not dispatch.takes_triton("qk_norm_rope", card, None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 6))
+    assert choices.quantised_attention(card) == "16-bit"
+    for like, why in ((card.float(), "the dtype is float32"), (card[..., :40], "the head dimension is 40")):
+        with pytest.raises(KernelUnavailable, match=f"{VARIABLE}=quantised cannot run quantised_attention: {why}"):
+            choices.quantised_attention(like)
+
+
 @pytest.mark.parametrize("backend", ["triton", "cudnn", "flash"])
 def test_an_explicit_choice_that_cannot_run_says_why(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if backend == "triton":
@@ -159,7 +182,8 @@ def test_masks_are_the_lengths() -> None:
     [
         ("TDM_SERVE_ATTENTION", "cudnn", "needs a CUDA device, but the model is on cpu; allowed there: auto, sdpa"),
         ("TDM_SERVE_KERNELS", "triton", "needs a CUDA device, but the model is on cpu; allowed there: auto, torch"),
-        ("TDM_SERVE_ATTENTION", "fastest", "allowed: auto, triton, cudnn, flash, sdpa"),
+        ("TDM_SERVE_ATTENTION", "quantised", "needs a CUDA device, but the model is on cpu; allowed there: auto, sdpa"),
+        ("TDM_SERVE_ATTENTION", "fastest", "allowed: auto, triton, cudnn, flash, sdpa, quantised"),
     ],
 )
 def test_a_choice_that_cannot_be_had_is_told_when_a_model_loads(
@@ -168,3 +192,10 @@ def test_a_choice_that_cannot_be_had_is_told_when_a_model_loads(
     monkeypatch.setenv(variable, value)
     with pytest.raises(BackendUnavailable, match=says):
         load("default", device="cpu")
+
+
+def test_quantised_attention_is_refused_for_families_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "quantised")
+    check_quantised("zimage", quantisable=True)
+    with pytest.raises(BackendUnavailable, match="is for the family zimage, and this model is of sd15; allowed there"):
+        check_quantised("sd15", quantisable=False)
