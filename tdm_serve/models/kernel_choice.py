@@ -16,7 +16,7 @@ from tdm_kernels import KernelUnavailable, choices
 from tdm_kernels.dispatch import quantises
 from tdm_serve.errors import BackendUnavailable
 
-Path = Literal["plain", "fused", "16-bit", "fp8"]  # the last two: quantised attention, by how it holds its values
+HeadPath = Literal["plain", "fused", "16-bit", "fp8"]  # the last two: quantised attention, by how it holds its values
 
 
 @contextmanager
@@ -28,13 +28,13 @@ def told() -> Generator[None]:
         raise BackendUnavailable(str(error)) from error
 
 
-def norm_path(norm: nn.Module) -> Path:
+def norm_path(norm: nn.Module) -> HeadPath:
     """How queries and keys go through RMS-norms like `norm`: "plain", or "fused" with their rotation."""
     with told():
         return "fused" if choices.qk_norm_rope(_heads(norm)) else "plain"
 
 
-def attention_path(norm: nn.Module) -> Path:
+def attention_path(norm: nn.Module) -> HeadPath:
     """The same for a layer whose attention can be quantised."""
     with told():
         return choices.quantised_attention(_heads(norm)) or norm_path(norm)

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
@@ -29,15 +24,11 @@ from tdm_kernels.group_norm import naive as group_norm
 from tdm_kernels.norm_rope import naive as norm_rope
 from tdm_kernels.testing import assert_close, cosine
 from tests.tdm_kernels.distributions import DISTRIBUTIONS, LEAST_COSINE, draw
+from tests.tdm_kernels.gpu_runs import fits, needs_a_gpu, once, skip_others
+from tests.tdm_kernels.launch_once import RUNS
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
-    pytest.mark.timeout(300, method="thread"),  # a signal does not end a hanging kernel
-]
+pytestmark = needs_a_gpu()
 
-ONCE = Path(__file__).with_name("launch_once.py")
-HANGS_AFTER_S = 120
 ALL = [(name, head_dim) for name, variant in variants.VARIANTS.items() for head_dim in variant.cards]
 
 
@@ -47,48 +38,11 @@ def on_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KERNELS, "triton")
 
 
-def fits(name: str, head_dim: int) -> None:
-    if name not in variants.fitting(head_dim, torch.cuda.get_device_capability()):
-        pytest.skip(f"{name} is not for this card")
-
-
-def once(environment: dict[str, str], *arguments: str, before: tuple[str, ...] = ()) -> None:
-    """Fails where the launch is wrong or takes so long that it must be hanging."""
-    root = ONCE.parent.parent.parent
-    done = subprocess.run(
-        [*before, sys.executable, "-m", "tests.tdm_kernels.launch_once", *arguments],
-        cwd=root,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=HANGS_AFTER_S,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-
-
-@pytest.mark.parametrize(("name", "head_dim"), ALL)
-def test_attention_ends_and_is_right(name: str, head_dim: int, environment: dict[str, str]) -> None:
-    fits(name, head_dim)
-    once(environment, "attention", name, str(head_dim))
-
-
-@pytest.mark.parametrize("head_dim", [64, 128])
-@pytest.mark.parametrize("loads", ["pointer", "tma"])
-def test_quantised_attention_ends_and_is_right(loads: str, head_dim: int, environment: dict[str, str]) -> None:
-    capability = torch.cuda.get_device_capability()
-    if capability < (8, 9) or (loads == "tma" and capability[0] != 9):
-        pytest.skip("not for this card")
-    once(environment, "quantised", loads, str(head_dim))
-
-
-@pytest.mark.parametrize(("name", "head_dim"), ALL)
-def test_attention_touches_only_its_memory(name: str, head_dim: int, environment: dict[str, str]) -> None:
-    fits(name, head_dim)
-    sanitizer = shutil.which("compute-sanitizer")
-    if sanitizer is None:
-        pytest.skip("needs compute-sanitizer of the CUDA toolkit on PATH")
-    once(environment, "attention", name, str(head_dim), before=(sanitizer, "--error-exitcode", "1"))
+@pytest.mark.parametrize("run", RUNS, ids=" ".join)
+def test_a_kernel_ends_and_is_right(run: tuple[str, ...], environment: dict[str, str]) -> None:
+    """First of all, each in a process that can be killed: nothing behind it would be reached by a run that hangs."""
+    skip_others(run)
+    once(environment, run)
 
 
 def tensors(batch: int, heads: int, lines: int, keys: int, head_dim: int, dtype: torch.dtype) -> list[Tensor]:
@@ -182,3 +136,21 @@ def test_quantised_attention(head_dim: int, values: str, distribution: str) -> N
     value, scale = quantise_values(v, kv_len) if values == "fp8" else (v, None)
     exact = naive.joint_attention(q.double(), k.double(), v.double(), kv_len)
     assert cosine(quantised_attention(qk, value, scale, kv_len), exact) >= LEAST_COSINE[values]
+
+
+def test_operations_are_sound_on_the_device() -> None:
+    q, k, v = (x.transpose(1, 2) for x in tensors(2, 2, 40, 40, 64, torch.bfloat16))  # (B, S, H, D)
+    kv_len, weight = int32(40, 7), torch.ones(64, device="cuda", dtype=torch.bfloat16)
+    angles = torch.rand(40, 32, device="cuda")
+    rest = (weight, weight, angles.cos(), angles.sin())
+    heads = [x.transpose(1, 2) for x in (q, k, v)]
+    picture = torch.randn(1, 32, 8, 8, device="cuda").to(memory_format=torch.channels_last)
+    affine = torch.ones(32, device="cuda")
+    operations = torch.ops.tdm
+    torch.library.opcheck(operations.joint_attention.default, (*heads, kv_len))
+    torch.library.opcheck(operations.joint_attention_lse.default, (*heads, kv_len))
+    torch.library.opcheck(operations.qk_norm_rope.default, (q, k, *rest, 1e-6, True))
+    torch.library.opcheck(operations.quantise_qk.default, (q, k, *rest, kv_len, 1e-6, True))
+    whole = quantise_qk(q, k, kv_len=kv_len)
+    torch.library.opcheck(operations.quantised_attention.default, (*whole, heads[2], None, kv_len, torch.bfloat16))
+    torch.library.opcheck(operations.group_norm_silu.default, (picture, affine, affine, 8, 1e-6))

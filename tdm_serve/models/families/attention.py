@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tdm_kernels import joint_attention, qk_norm_rope, quantise_qk, quantise_values, quantised_attention
-from tdm_serve.models.kernel_choice import Path
+from tdm_serve.models.kernel_choice import HeadPath
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, kv_len: Tensor | None = None) -> Tensor:
@@ -46,7 +46,7 @@ def attend_normed(
     norms: tuple[nn.Module, nn.Module],
     turn: tuple[Tensor, Tensor],
     kv_len: Tensor | None,
-    path: Path,
+    path: HeadPath,
 ) -> Tensor:
     """`normed_heads` of q and k, and their attention with v (B, S, H, D) over the first `kv_len` keys: (B, H, S, D).
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from tdm_serve.models.families.attention import attend, normed_heads
 from tdm_serve.models.joined import Joined, pack_all, present, rms, share
-from tdm_serve.models.kernel_choice import Path, norm_path
+from tdm_serve.models.kernel_choice import HeadPath, norm_path
 from tdm_serve.models.naming import named_as
 from tdm_serve.models.routed import Route, Routed, project
 
@@ -40,7 +40,7 @@ def normed(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 class Heads(nn.Module):
     """Queries, keys and values of one stream."""
 
-    path: Path = "plain"  # of queries and keys
+    path: HeadPath = "plain"  # of queries and keys
 
     def __init__(self, heads: int, qkv: Joined, norm_q: nn.Module | None, norm_k: nn.Module | None) -> None:
         super().__init__()

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from tdm_serve.models.families.attention import attend, attend_normed
 from tdm_serve.models.families.zimage_rope import Rope, Tables
 from tdm_serve.models.joined import Joined, pack_all, present, rms, share
-from tdm_serve.models.kernel_choice import Path, attention_path, norm_path
+from tdm_serve.models.kernel_choice import HeadPath, attention_path, norm_path
 from tdm_serve.models.naming import named_as
 from tdm_serve.models.routed import Route, Routed, project
 
@@ -55,7 +55,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class Block(nn.Module):
     """A `ZImageTransformerBlock` whose projections of one input are joined. Shares the original's parameters."""
 
-    path: Path = "plain"  # of queries and keys, and of attention
+    path: HeadPath = "plain"  # of queries and keys, and of attention
 
     def __init__(self, source: ZImageTransformerBlock) -> None:
         super().__init__()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, SD3Transformer2DModel, ZImageTransformer2DModel
 from torch import Tensor, nn
 
 import tdm_kernels.group_norm.ops as group_norm
@@ -17,11 +17,12 @@ from tdm_kernels.testing import cosine, relative_error
 from tdm_serve import Pipeline
 from tdm_serve.errors import BackendUnavailable
 from tdm_serve.models.autoencoder import NormSiLU, decode, laid_out, with_kernels
-from tdm_serve.models.families.sd3_denoiser import SD3Denoiser
-from tdm_serve.models.families.zimage_denoiser import Block, ZImageDenoiser
-from tdm_serve.models.kernel_choice import Path
+from tdm_serve.models.families.zimage_denoiser import Block
+from tdm_serve.models.kernel_choice import HeadPath
+from tdm_serve.models.load import load
+from tests.tdm_kernels.networks import HEAD_DIM, autoencoder, sd35, velocity, zimage
+from tests.tdm_serve.tiny_folders import sd15
 
-HEAD_DIM = 64
 # Of whole networks in float32, whose kernels add in another order; plain torch is as far from float64.
 TOLERANCE = 1e-5
 # Of the velocity of a network whose every layer attends with int8 queries and keys, and the second with fp8 values.
@@ -55,41 +56,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     return seen
 
 
-def drawn(network: nn.Module) -> nn.Module:
-    torch.manual_seed(0)
-    for parameter in network.parameters():
-        nn.init.normal_(parameter, std=0.2)
-    return network.eval().requires_grad_(False)
-
-
-def zimage(head_dim: int = HEAD_DIM) -> ZImageDenoiser:
-    network = ZImageTransformer2DModel(
-        in_channels=4,
-        dim=2 * head_dim,
-        n_layers=2,
-        n_refiner_layers=1,
-        n_heads=2,
-        n_kv_heads=2,
-        cap_feat_dim=20,
-        axes_dims=[head_dim // 2, head_dim // 4, head_dim // 4],
-        axes_lens=[128, 32, 32],
-    )
-    drawn(network)
-    for name, parameter in network.named_parameters():
-        if "norm_q" in name or "norm_k" in name:  # as trained ones are: about 1
-            parameter.add_(1.0)
-    return ZImageDenoiser(network).pack()
-
-
-def velocity(denoiser: ZImageDenoiser, *, ragged: bool) -> Tensor:
-    """Of two pictures, their texts of one padded length or of two."""
-    generator = torch.Generator().manual_seed(1)
-    latents, text = (torch.randn(shape, generator=generator) for shape in ((2, 4, 12, 10), (2, 64, 20)))
-    lengths = torch.tensor([64, 32], dtype=torch.int32) if ragged else None
-    refined = denoiser.refine_text(text, torch.tensor([50, 20]), (), lengths)
-    return denoiser(latents, denoiser.modulation(torch.tensor([0.9, 0.3])), refined, (), lengths)
-
-
 @pytest.mark.parametrize("ragged", [False, True])
 def test_zimage_with_fused_norms_is_plain_zimage(ragged: bool, calls: Calls) -> None:
     denoiser = zimage()
@@ -102,7 +68,7 @@ def test_zimage_with_fused_norms_is_plain_zimage(ragged: bool, calls: Calls) -> 
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("values", ["16-bit", "fp8"])
 def test_quantised_zimage_stays_close(
-    values: Path, ragged: bool, calls: Calls, monkeypatch: pytest.MonkeyPatch
+    values: HeadPath, ragged: bool, calls: Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On an explicit word; text is refined exactly, and a row does not depend on the other's length."""
     denoiser = zimage()
@@ -139,25 +105,14 @@ def test_quantised_attention_says_what_it_cannot_take(monkeypatch: pytest.Monkey
         zimage(32).use_kernels()
 
 
+def test_quantised_attention_is_refused_for_a_family_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TDM_SERVE_ATTENTION", "quantised")
+    with pytest.raises(BackendUnavailable, match="is for the family zimage, and this model is of sd15"):
+        load(sd15(tmp_path / "sd15"), device="cpu")
+
+
 def test_sd35_with_fused_norms_is_plain_sd35(calls: Calls) -> None:
-    network = SD3Transformer2DModel(
-        sample_size=16,
-        in_channels=4,
-        out_channels=4,
-        num_layers=2,
-        attention_head_dim=HEAD_DIM,
-        num_attention_heads=2,
-        joint_attention_dim=20,
-        caption_projection_dim=2 * HEAD_DIM,
-        pooled_projection_dim=12,
-        pos_embed_max_size=24,
-        dual_attention_layers=(0,),
-        qk_norm="rms_norm",
-    )
-    drawn(network)
-    denoiser = SD3Denoiser(network).pack()
-    text = denoiser.refine_text(torch.randn(2, 5, 20), torch.randn(2, 12))
-    given = torch.randn(2, 4, 8, 6), denoiser.modulation(torch.tensor([900.0, 3.0]), text), text
+    denoiser, given = sd35()
     plain = denoiser(*given)
     assert relative_error(denoiser.use_kernels()(*given), plain) <= TOLERANCE
     assert calls == ["qk_norm_rope"] * 5  # image and text of two blocks, and the dual one
@@ -166,14 +121,7 @@ def test_sd35_with_fused_norms_is_plain_sd35(calls: Calls) -> None:
 @pytest.mark.parametrize("channels", [(32, 64), (16, 48)])
 def test_a_decoder_with_fused_norms_is_the_plain_one(channels: tuple[int, int], calls: Calls) -> None:
     """Groups of 4 and 8 channels, and of 2 and 6; with the attention in its middle, which must keep the layout."""
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=channels,
-        norm_num_groups=8,
-        latent_channels=4,
-    )
-    drawn(vae)
+    vae = autoencoder(channels)
     plain, fused = laid_out(copy.deepcopy(vae)), with_kernels(laid_out(vae))
     latents = torch.randn(2, 4, 5, 6).contiguous(memory_format=torch.channels_last)
     expected = decode(plain, latents)
