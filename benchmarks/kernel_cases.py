@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, cast
 
 import torch
+from kernel_setting import Model, Setting
 from torch import Tensor
 
 from tdm_kernels import Int8, quantise_values
@@ -21,8 +22,6 @@ from tdm_kernels.quantised.launch import Loads
 from tdm_kernels.quantised.launch import launch as launch_quantised
 from tdm_kernels.testing import TOLERANCES, cosine, relative_error
 
-DEVICE = "cuda"
-DTYPE = torch.bfloat16
 EPS = 1e-6
 PADDED = (0.5, 0.8)  # of the keys exist, from the first sample of a ragged batch to the last
 
@@ -41,55 +40,36 @@ class Case:
     traffic: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Model:
-    """Heads, their dimension, and (image, text) tokens of the attention of a model."""
-
-    name: str
-    heads: int
-    head_dim: int
-    tokens: tuple[tuple[int, int], ...]
-
-
-MODELS = (
-    Model("z-image", 30, 128, ((1024, 32), (1024, 512), (4096, 32), (4096, 512))),
-    Model("sd3.5-medium", 24, 64, ((1024, 333), (4096, 333))),
-    Model("sd1.5", 8, 40, ((4096, 0),)),
-)
-BATCHES = (1, 2, 4, 8)
-
-
-def attention_cases(capability: tuple[int, int], models: tuple[Model, ...] = MODELS) -> Iterator[Case]:
+def attention_cases(setting: Setting) -> Iterator[Case]:
     """Every model, size and batch, with all keys and with padding."""
-    for model in models:
+    for model in setting.models:
         for image, text in model.tokens:
-            for batch in BATCHES:
-                yield attention_case(model, image + text, batch, False, capability)
+            for batch in setting.batches:
+                yield attention_case(setting, model, image + text, batch, ragged=False)
                 if text:
-                    yield attention_case(model, image + text, batch, True, capability)
+                    yield attention_case(setting, model, image + text, batch, ragged=True)
 
 
-def drawn(batch: int, tokens: int, heads: int, head_dim: int) -> list[Tensor]:
+def drawn(setting: Setting, batch: int, tokens: int, model: Model) -> list[Tensor]:
     """q, k, v (B, H, S, D) as views of token-major memory, as models make them."""
-    shape = (batch, tokens, heads, head_dim)
-    return [torch.randn(shape, device=DEVICE, dtype=DTYPE).transpose(1, 2) for _ in range(3)]
+    return [setting.randn(batch, tokens, model.heads, model.head_dim).transpose(1, 2) for _ in range(3)]
 
 
-def lengths(batch: int, keys: int) -> Tensor:
+def lengths(setting: Setting, batch: int, keys: int) -> Tensor:
     """How many keys of each sample exist in a ragged batch."""
     shares = torch.linspace(*PADDED, batch) if batch > 1 else torch.tensor([sum(PADDED) / 2])
-    return (shares * keys).int().to(DEVICE)
+    return (shares * keys).int().to(setting.device)
 
 
-def attention_case(model: Model, tokens: int, batch: int, ragged: bool, capability: tuple[int, int]) -> Case:
-    q, k, v = drawn(batch, tokens, model.heads, model.head_dim)
-    kv_len = lengths(batch, tokens) if ragged else None
+def attention_case(setting: Setting, model: Model, tokens: int, batch: int, *, ragged: bool) -> Case:
+    q, k, v = drawn(setting, batch, tokens, model)
+    kv_len = lengths(setting, batch, tokens) if ragged else None
     contenders: dict[str, Callable[[], Any]] = {
         name: partial(backends.attend, name, q, k, v, kv_len) for name in ("cudnn", "sdpa", *(["flash"] * (not ragged)))
     }
-    contenders["flex"] = flex(q, k, v, kv_len)
+    contenders["flex"] = flex(setting, q, k, v, kv_len)
     if model.head_dim in variants.HEAD_DIMS:
-        for name in variants.fitting(model.head_dim, capability):
+        for name in variants.fitting(model.head_dim, setting.capability):
             contenders[name] = partial(launch, name, q, k, v, kv_len, False)
     keys = float(kv_len.sum()) if kv_len is not None else batch * tokens
     shape = {"model": model.name, "batch": batch, "heads": model.heads, "tokens": tokens, "head_dim": model.head_dim}
@@ -102,7 +82,7 @@ def attention_case(model: Model, tokens: int, batch: int, ragged: bool, capabili
     )
 
 
-def flex(q: Tensor, k: Tensor, v: Tensor, kv_len: Tensor | None) -> Callable[[], Any]:
+def flex(setting: Setting, q: Tensor, k: Tensor, v: Tensor, kv_len: Tensor | None) -> Callable[[], Any]:
     """FlexAttention, with a block mask where keys are missing."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
@@ -112,8 +92,8 @@ def flex(q: Tensor, k: Tensor, v: Tensor, kv_len: Tensor | None) -> Callable[[],
         def exists(b: Tensor, h: Tensor, line: Tensor, key: Tensor) -> Tensor:  # noqa: ARG001 - the API counts them
             return key < kv_len[b]
 
-        mask = create_block_mask(exists, q.shape[0], None, q.shape[2], k.shape[2], device=DEVICE)
-    return partial(torch.compile(flex_attention, dynamic=False), q, k, v, block_mask=mask)
+        mask = create_block_mask(exists, q.shape[0], None, q.shape[2], k.shape[2], device=setting.device)
+    return partial(setting.compiled(flex_attention), q, k, v, block_mask=mask)
 
 
 def check_attention(q: Tensor, k: Tensor, v: Tensor, kv_len: Tensor | None, _: str, result: Any) -> str | None:
@@ -131,22 +111,24 @@ def too_far(exact: Tensor, _: str, out: Tensor) -> str | None:
     return None if error <= TOLERANCES[out.dtype] else f"relative error {error:.3g}"
 
 
-def quantised_cases(capability: tuple[int, int]) -> Iterator[Case]:
+def quantised_cases(setting: Setting) -> Iterator[Case]:
     """Z-Image's attention, kernel alone and with the quantisation of q, k and v, beside cuDNN in bfloat16."""
-    model = MODELS[0]
+    model = setting.models[0]
     for image, text in model.tokens:
-        for batch in BATCHES:
-            yield quantised_case(model, image + text, batch, capability)
+        for batch in setting.batches:
+            yield quantised_case(setting, model, image + text, batch)
 
 
-def quantised_case(model: Model, tokens: int, batch: int, capability: tuple[int, int]) -> Case:
-    q, k, v = drawn(batch, tokens, model.heads, model.head_dim)
+def quantised_case(setting: Setting, model: Model, tokens: int, batch: int) -> Case:
+    q, k, v = drawn(setting, batch, tokens, model)
     qk = quantised_qk(q, k)
     contenders: dict[str, Callable[[], Any]] = {"cudnn": partial(backends.attend, "cudnn", q, k, v, None)}
-    for loads in cast(tuple[Loads, ...], ("pointer", "tma") if capability[0] == 9 else ("pointer",)):
-        contenders[f"int8+bf16 {loads}"] = partial(launch_quantised, loads, qk, v, None, None, DTYPE)
-        if capability >= (8, 9):
-            contenders[f"int8+fp8 {loads}"] = partial(launch_quantised, loads, qk, *quantise_values(v), None, DTYPE)
+    for loads in cast(tuple[Loads, ...], ("pointer", "tma") if setting.capability[0] == 9 else ("pointer",)):
+        contenders[f"int8+bf16 {loads}"] = partial(launch_quantised, loads, qk, v, None, None, setting.dtype)
+        if setting.capability >= (8, 9):
+            contenders[f"int8+fp8 {loads}"] = partial(
+                launch_quantised, loads, qk, *quantise_values(v), None, setting.dtype
+            )
             contenders[f"int8+fp8 {loads}, with quantisation"] = partial(quantise_and_attend, loads, q, k, v)
     part = (slice(-1, None), slice(0, 2))
     exact, _ = naive.joint_attention_lse(q[part].double(), k[part].double(), v[part].double())
@@ -170,18 +152,18 @@ def quantised_qk(q: Tensor, k: Tensor) -> Int8:
 
 
 def quantise_and_attend(loads: Loads, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return launch_quantised(loads, quantised_qk(q, k), *quantise_values(v), None, DTYPE)
+    return launch_quantised(loads, quantised_qk(q, k), *quantise_values(v), None, q.dtype)
 
 
-def group_norm_cases() -> Iterator[Case]:
-    """The blocks of a VAE decoder that makes 1024 pixels: channels and side."""
-    for channels, side in ((512, 128), (512, 256), (512, 512), (256, 512), (256, 1024), (128, 1024)):
-        x = torch.randn(1, channels, side, side, device=DEVICE, dtype=DTYPE).to(memory_format=torch.channels_last)
-        weight, bias = torch.randn(2, channels, device=DEVICE, dtype=DTYPE)
+def group_norm_cases(setting: Setting) -> Iterator[Case]:
+    """The blocks of a VAE decoder that makes 1024 pixels."""
+    for channels, side in setting.pictures:
+        x = setting.randn(1, channels, side, side).to(memory_format=torch.channels_last)
+        weight, bias = setting.randn(2, channels)
         given = (x, weight, bias, 32, EPS)
         contenders = {
             "eager": partial(group_norm_silu, *given),
-            "compile": partial(torch.compile(group_norm_silu, dynamic=False), *given),
+            "compile": partial(setting.compiled(group_norm_silu), *given),
             "triton": partial(launch_group_norm, *given),
         }
         exact = group_norm_silu(x.float(), weight.float(), bias.float(), 32, EPS)
@@ -190,16 +172,15 @@ def group_norm_cases() -> Iterator[Case]:
         yield Case("group_norm_silu", shape, contenders, partial(too_far, exact), traffic=traffic)
 
 
-def norm_rope_cases() -> Iterator[Case]:
+def norm_rope_cases(setting: Setting) -> Iterator[Case]:
     """Z-Image's queries and keys, as parts of one packed projection."""
-    for tokens in (1056, 4128, 4608):
+    for tokens in setting.tokens:
         for batch in (1, 4):
-            packed = torch.randn(batch, tokens, 3, 30, 128, device=DEVICE, dtype=DTYPE)
-            q, k = packed.unbind(2)[:2]
-            weight = torch.randn(128, device=DEVICE, dtype=DTYPE)
-            angles = torch.rand(tokens, 64, device=DEVICE) * 6.3
+            q, k = setting.randn(batch, tokens, 3, setting.heads, 128).unbind(2)[:2]
+            weight = setting.randn(128)
+            angles = torch.rand(tokens, 64, device=setting.device) * 6.3
             cos, sin = angles.cos(), angles.sin()
-            compiled = torch.compile(both, dynamic=False)
+            compiled = setting.compiled(both)
             contenders = {
                 "eager": partial(both, q, k, weight, cos, sin),
                 "compile": partial(compiled, q, k, weight, cos, sin),

@@ -2,6 +2,7 @@
 
 Timed are replays of CUDA graphs with a cold L2 cache. A contender whose result is wrong gets no time. `--tune` writes
 what was fastest on this card into the tables that the package reads (tdm_kernels/attention/table.json, measured.json).
+`TRITON_INTERPRET=1 ... --smoke` runs small cases where there is no GPU, and times nothing.
 
 Not called kernels.py: Hugging Face has a package of that name, and diffusers would take this file for it wherever
 another benchmark runs.
@@ -10,34 +11,37 @@ another benchmark runs.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gc
 import json
+import sys
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import gpu_timing
 import harness
 import kernel_cases
+import kernel_setting
 import torch
 from kernel_cases import Case
-from kernel_targets import verdicts
+from kernel_setting import BATCHES, Setting
+from kernel_targets import kernel, verdicts
 
 from tdm_kernels import dispatch
 from tdm_kernels.attention import table
 from tdm_kernels.attention.variants import VARIANTS
 
 Row = dict[str, Any]
-GROUPS: dict[str, Callable[[tuple[int, int]], Iterator[Case]]] = {
+GROUPS: dict[str, Callable[[Setting], Iterator[Case]]] = {
     "attention": kernel_cases.attention_cases,
     "quantised": kernel_cases.quantised_cases,
-    "group_norm": lambda _: kernel_cases.group_norm_cases(),
-    "norm_rope": lambda _: kernel_cases.norm_rope_cases(),
+    "group_norm": kernel_cases.group_norm_cases,
+    "norm_rope": kernel_cases.norm_rope_cases,
 }
 
 
-def measure(case: Case, ceilings: dict[str, float]) -> Row:
+def measure(case: Case, setting: Setting, ceilings: dict[str, float]) -> Row:
     """One row: what each contender took, or why it took nothing."""
     refused: dict[str, str] = {}
     for name, call in case.contenders.items():
@@ -47,9 +51,19 @@ def measure(case: Case, ceilings: dict[str, float]) -> Row:
         except Exception as error:  # noqa: BLE001 - a backend that cannot run a shape is a result of this benchmark
             refused[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
     calls = {name: call for name, call in case.contenders.items() if name not in refused}
-    times = gpu_timing.milliseconds(calls)
+    times = setting.clock(calls)
     found = {name: values | rates(case, values["p50"], ceilings) for name, values in times.items()}
     return {"operation": case.operation, "shape": case.shape, "contenders": found, "refused": refused}
+
+
+def measured(setting: Setting, only: list[str], ceilings: dict[str, float]) -> Iterator[Row]:
+    """A row for each case of the groups."""
+    with torch.no_grad():
+        for case in chain.from_iterable(GROUPS[name](setting) for name in only):
+            yield measure(case, setting, ceilings)
+            del case
+            gc.collect()
+            torch.compiler.reset()  # it gives up on a function that it compiled for many shapes
 
 
 def rates(case: Case, milliseconds: float, ceilings: dict[str, float]) -> dict[str, float]:
@@ -116,35 +130,58 @@ def tune(rows: list[Row], device: str) -> None:
     replace(dispatch.MEASURED, "faster", faster_operations(rows, device), device)
 
 
-def main() -> None:
+def smoke(only: list[str]) -> int:
+    """Runs and checks all cases, small; 1 where a kernel of ours was refused. Its times would say nothing of a GPU."""
+    setting = kernel_setting.smoke()
+    sys.path.append(str(Path(__file__).resolve().parent.parent))
+    from tests.tdm_kernels.interpreted.repaired_interpreter import repaired_interpreter
+
+    torch.manual_seed(0)
+    with repaired_interpreter():
+        rows = list(measured(setting, only, kernel_setting.ceilings(setting)))
+    for row in rows:
+        print(row["operation"], row["shape"], "right:", ", ".join(row["contenders"]), "refused:", row["refused"])
+    table.parse(json.dumps({"rows": attention_entries(rows, setting.name)}))
+    faster_operations(rows, setting.name)
+    verdicts(rows)
+    return int(any(ours(name) for row in rows for name in row["refused"]))
+
+
+def ours(name: str) -> bool:
+    """Whether a contender is a kernel of this project."""
+    return name == "triton" or name.startswith("int8") or kernel(name)
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS), help="groups of cases")
+    parser.add_argument("--batches", nargs="+", type=int, choices=BATCHES, default=BATCHES, help="of attention")
     parser.add_argument("--tune", action="store_true", help="write the tables for this card; needs all groups")
     parser.add_argument("--keep", action="store_true", help="append the row to benchmarks/results/kernels.jsonl")
+    parser.add_argument("--smoke", action="store_true", help="small shapes in Triton's interpreter; measures nothing")
     args = parser.parse_args()
+    if args.smoke and (args.tune or args.keep):
+        raise SystemExit("--smoke measures nothing, so it cannot go with --tune or --keep")
     if args.tune and set(args.only) != set(GROUPS):
         raise SystemExit("--tune writes all tables of this card, so it cannot go with --only")
-    if not torch.cuda.is_available():
-        raise SystemExit("benchmarks/kernel_speed.py measures kernels on an NVIDIA GPU, and torch finds none here")
-    device, capability = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+    if args.smoke:
+        return smoke(args.only)
+    setting = dataclasses.replace(kernel_setting.on_gpu(), batches=tuple(args.batches))
     torch.manual_seed(0)
-    ceilings = gpu_timing.ceilings()
-    print(f"{device}: " + ", ".join(f"{name} {value:g}" for name, value in ceilings.items()))
+    ceilings = kernel_setting.ceilings(setting)
+    print(f"{setting.name}: " + ", ".join(f"{name} {value:g}" for name, value in ceilings.items()))
     rows: list[Row] = []
-    with torch.no_grad():
-        for case in chain.from_iterable(GROUPS[name](capability) for name in args.only):
-            rows.append(measure(case, ceilings))
-            show(rows[-1])
-            del case
-            gc.collect()
-            torch.compiler.reset()  # it gives up on a function that it compiled for many shapes
+    for row in measured(setting, args.only, ceilings):
+        rows.append(row)
+        show(row)
     if args.tune:
-        tune(rows, device)
+        tune(rows, setting.name)
     targets = verdicts(rows)
     for target in targets:
         print(f"{target['target']}: {target['verdict']} ({target['measured']} of {target['wanted']})")
     harness.publish("kernels", {"ceilings": ceilings, "rows": rows, "targets": targets}, keep=args.keep)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -46,6 +46,42 @@ def test_it_refuses_without_a_gpu_in_one_sentence(root: Path, environment: dict[
     assert (done.returncode, done.stdout, done.stderr) == (1, "", sentence)
 
 
+def smoke(root: Path, environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(root / "benchmarks" / "kernel_speed.py"), "--smoke", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_every_case_runs_and_is_right_in_the_interpreter(root: Path, environment: dict[str, str]) -> None:
+    """Shapes, contenders and checks of the run on a GPU, so that none fails there for what is wrong with the script."""
+    pytest.importorskip("triton")
+    done = smoke(root, environment | {"TRITON_INTERPRET": "1"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == [
+        *["joint_attention"] * 5,
+        "quantised_attention",
+        *["group_norm_silu"] * 2,
+        *["qk_norm_rope"] * 2,
+    ]
+    assert all("flex" in line and "sdpa" in line for line in lines[:5])
+    assert "pointer" not in lines[4], "no kernel of ours takes a head dimension of 40"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "interpret", "says"),
+    [
+        ((), "0", "--smoke runs the kernels in Triton's interpreter; set TRITON_INTERPRET=1"),
+        (("--tune",), "1", "--smoke measures nothing, so it cannot go with --tune or --keep"),
+    ],
+)
+def test_a_smoke_run_that_cannot_be(
+    root: Path, environment: dict[str, str], arguments: tuple[str, ...], interpret: str, says: str
+) -> None:
+    done = smoke(root, environment | {"TRITON_INTERPRET": interpret}, *arguments)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", says + "\n")
+
+
 def test_tuned_tables_are_read_back(benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name in ((table, "PATH"), (dispatch, "MEASURED")):
         copy = tmp_path / getattr(module, name).name
