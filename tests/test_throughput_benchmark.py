@@ -1,0 +1,47 @@
+"""benchmarks/throughput.py: pictures a second, and no speed for other pictures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.slow
+def test_every_cell_has_its_speed(root: Path, environment: Mapping[str, str]) -> None:
+    command = [sys.executable, str(root / "benchmarks" / "throughput.py"), "--repeats", "2", "--warmup", "1"]
+    done = subprocess.run(
+        [*command, "--batches", "1", "3", "--sizes", "64", "128"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    cells = json.loads(done.stdout.splitlines()[-1])["cells"]
+    assert [(cell["size"], cell["batch"]) for cell in cells] == [(64, 1), (64, 3), (128, 1), (128, 3)]
+    for cell in cells:
+        assert cell["backend"] == "eager" and cell["nfe"] == 4
+        assert cell["denoise_per_second"] > cell["pictures_per_second"] > 0
+        assert cell["pictures_per_second"] == pytest.approx(
+            1000 * cell["batch"] / cell["milliseconds"]["p50"], rel=1e-2
+        )
+
+
+def test_other_pictures_are_not_timed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    sys.modules.pop("throughput", None)
+    import throughput  # pyright: ignore[reportMissingImports] - a script beside the package
+
+    sides = {
+        "eager": throughput.opened("default", "cpu", "eager"),
+        "other": throughput.opened("default-tdm", "cpu", "eager"),
+    }
+    found = {cell["backend"]: cell for cell in throughput.cells_of(sides, 64, 1, 0, 1)}
+    assert "of 255" in found["other"]["failed"] and "pictures_per_second" not in found["other"]
+    assert found["eager"]["pictures_per_second"] > 0
