@@ -50,7 +50,7 @@ class Counter(TorchDispatchMode):
         super().__init__()
         self.flops = self.bytes = 0.0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         formula = flops_of(func)
         if formula is None:
@@ -65,7 +65,7 @@ class Counter(TorchDispatchMode):
 
 def flops_of(func: Any) -> Callable[..., float] | None:
     """The formula of an operation that counts; None for the others."""
-    return attention_flops if func._schema.name in ATTENTION else flop_registry.get(func._overloadpacket)
+    return attention_flops if func.name() in ATTENTION else flop_registry.get(func.overloadpacket)
 
 
 def attention_flops(q: Tensor, k: Tensor, *_: Any, **__: Any) -> float:
