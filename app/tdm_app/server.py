@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import ipaddress
 import logging
 import signal
@@ -114,10 +115,20 @@ def _serve(app: FastAPI, listener: socket.socket, drain_s: float) -> None:
         app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_S
     )
     server = Server(config)
+    service.on_start = spare_collections
     service.on_failure = lambda: setattr(server, "should_exit", True)
     server.run(sockets=[listener])
     if service.failure is not None:
         raise service.failure
+
+
+def spare_collections() -> None:
+    """What was loaded stays, so the garbage collector need not look at it again.
+
+    A full collection of a loaded server held all threads for 0.3 s, and every promise given before was late by that.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 def _warn(settings: Settings, state: State) -> None:

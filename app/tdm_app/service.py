@@ -44,7 +44,7 @@ class Outside:
 
 
 class Service:
-    """`on_failure` is called when the engine could not start; `failure` then holds the reason."""
+    """`on_start` is called once the engine has started, `on_failure` when it could not; `failure` holds the reason."""
 
     def __init__(self, engine: AsyncEngine, settings: Settings, state: State) -> None:
         self.engine = engine
@@ -55,7 +55,8 @@ class Service:
         self.outside = Outside()
         self.created = int(time.time())
         self.failure: Exception | None = None
-        self.on_failure: Callable[[], None] = _nothing
+        self.on_start: Callable[[], object] = _nothing
+        self.on_failure: Callable[[], object] = _nothing
         self.stopping = asyncio.Event()  # set when the server begins to stop; endless streams end on it
         self._start: asyncio.Task[None] | None = None
 
@@ -147,6 +148,8 @@ class Service:
             self.failure = error
             log.error("the engine did not start: %s", error, exc_info=error)
             self.on_failure()
+        else:
+            self.on_start()
 
     async def started(self) -> None:
         """Waits for the start. Shielded: a caller that gives up must not cancel everybody's engine."""
@@ -159,4 +162,4 @@ class Service:
 
 
 def _nothing() -> None:
-    """Default of `on_failure`."""
+    """Default of `on_start` and `on_failure`."""

@@ -253,6 +253,16 @@ async def test_stopping_in_the_middle_of_the_start(pipeline: Pipeline, pause_s: 
     assert app.state.service.failure is None
 
 
+async def test_what_is_done_after_the_start(pipeline: Pipeline) -> None:
+    app = create_app(AsyncEngine(pipeline), page=False)
+    service: Service = app.state.service
+    ready: list[bool] = []
+    service.on_start = lambda: ready.append(service.ready)
+    async with asyncio.timeout(30), app.router.lifespan_context(app):
+        await service.started()
+    assert ready == [True]
+
+
 async def test_an_engine_that_cannot_start(pipeline: Pipeline, assert_error: Check) -> None:
     """A device thread starts only once, so an engine that has run already fails to start."""
     engine = AsyncEngine(pipeline)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import signal
 import socket
@@ -14,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tdm_app.server import announcement, is_loopback, listen, run_server
+from tdm_app.server import announcement, is_loopback, listen, run_server, spare_collections
 from tdm_app.settings import Settings
 from tdm_serve.errors import ConfigError, PortInUse
 
@@ -29,6 +30,15 @@ def test_a_signal_stops_it_with_exit_code_0(start_server: Start, number: int) ->
     (line,) = server.output.splitlines()
     assert line == f"serving default: API {server.url}/v1, docs {server.url}/docs"
     assert "Traceback" not in server.errors()
+
+
+def test_a_full_collection_of_a_loaded_server_looks_at_little() -> None:
+    loaded = len(gc.get_objects())
+    try:
+        spare_collections()
+        assert len(gc.get_objects()) < loaded / 10
+    finally:
+        gc.unfreeze()
 
 
 def test_a_signal_while_the_model_loads(start_server: Start) -> None:
