@@ -18,7 +18,7 @@ from tdm_serve.machine import commit, stamp
 KEEPS_FREED_MEMORY = keep_freed_memory()
 COMMIT = commit()  # of the code that was loaded: rows that are kept soon make the checkout a dirty one
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = Path(os.environ.get("TDM_BENCH_RESULTS") or Path(__file__).resolve().parent / "results")
 PERCENTILES = (20, 50, 80)
 
 
@@ -58,7 +58,7 @@ def publish(name: str, row: Mapping[str, Any], *, keep: bool) -> None:
     machine = stamp() | {"commit": COMMIT, "keeps_freed_memory": KEEPS_FREED_MEMORY}
     line = json.dumps({"benchmark": name, **row, "machine": machine})
     if keep:
-        RESULTS.mkdir(exist_ok=True)
+        RESULTS.mkdir(parents=True, exist_ok=True)
         with (RESULTS / f"{name}.jsonl").open("a") as file:
             file.write(line + "\n")
     print(line)
