@@ -22,8 +22,9 @@ from tdm_serve.errors import TdmServeError
 
 Round = Mapping[str, float]
 Setting = Callable[[Stock], AbstractContextManager[None]]
-# what rounding may change, of 255: (the largest, the mean); in 16 and 8 bits single pixels of noise mean nothing
-CLOSE = {"float32": (2, 2.0), "bfloat16": (255, 8.0), "float16": (255, 8.0), "fp8": (255, 24.0)}
+# what rounding may change, of 255: (the largest, the mean). Random weights spread it: bfloat16 alone moves ours by 11
+# to 15 in the mean, and pictures of other noise are 42 to 64 apart. That the code is the same is what float32 tells.
+CLOSE = {"float32": (2, 2.0), "bfloat16": (255, 20.0), "float16": (255, 20.0), "fp8": (255, 30.0)}
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def of_stock(stock: Stock, wanted: Sequence[str], absent: dict[str, str]) -> dic
     if "compile" in wanted:
         blocks = repeated(stock.network)
         if blocks:
-            settings["diffusers + compile"] = compiled(blocks, {"dynamic": False})
+            settings["diffusers + compile"] = compiled(blocks, {"fullgraph": True})
         else:
             absent["diffusers + compile"] = f"{type(stock.network).__name__} names no repeated blocks"
     if "autotune" in wanted:

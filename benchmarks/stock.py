@@ -124,9 +124,11 @@ def drawn(spec: ModelSpec, model: Family) -> Any:
     for name, value in read_index(spec.base).items():
         if isinstance(value, list):
             parts[name] = part(spec.base / name, *value, model) if value[0] else None
-    for name in set(inspect.signature(kind.__init__).parameters) - {*parts, "self"}:
-        parts[name] = {"scheduler": stock_call(spec).scheduler, "requires_safety_checker": False}.get(name)
+    told = stock_call(spec).scheduler
+    scheduler = type(told).from_config(told.config)  # one that has been asked for its steps counts others the next time
     known = inspect.signature(kind.__init__).parameters
+    for name in set(known) - {*parts, "self"}:
+        parts[name] = {"scheduler": scheduler, "requires_safety_checker": False}.get(name)
     return kind(**{name: value for name, value in parts.items() if name in known})
 
 
