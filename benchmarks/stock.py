@@ -25,7 +25,7 @@ from tdm_serve.models.families.zimage_denoiser import padded_length
 from tdm_serve.models.folders import network_of
 from tdm_serve.models.random_weights import build, random_specs
 from tdm_serve.models.spec import MANIFEST, ModelSpec
-from tdm_serve.stock_call import stock_call
+from tdm_serve.stock_call import StockCall, stock_call
 
 
 @dataclass
@@ -33,8 +33,8 @@ class Stock:
     """A stock pipeline. Noise comes from our model, so that types in which it is drawn make no difference."""
 
     pipe: Any
-    arguments: Mapping[str, Any]
     model: Family
+    calls: dict[tuple[int, int], StockCall] = field(default_factory=dict[tuple[int, int], StockCall])  # by size
     stages: dict[str, float] = field(default_factory=dict[str, float])
     evaluations: int = 0  # of single pictures, counted at the network
 
@@ -78,10 +78,20 @@ class Stock:
         """Of requests of one size."""
         first = requests[0]
         noise = torch.cat([self.model.noise(one.seed, one.width, one.height) for one in requests])
-        asked = dict(self.arguments) | {"width": first.width, "height": first.height, "latents": noise}
-        if self.model.spec.family != "zimage":  # which keeps its latents in float32
+        called = self.called(first.width, first.height)
+        self.pipe.scheduler = called.scheduler
+        asked = called.arguments | {"width": first.width, "height": first.height, "latents": noise}
+        if self.model.spec.family == "zimage":  # whose latents stay in float32
+            asked["max_sequence_length"] = padded_length(self.model.spec.max_prompt_tokens)
+        else:
             asked["latents"] = noise.to(self.model.dtype)
         return self.pipe(prompt=[one.prompt for one in requests], **asked).images
+
+    def called(self, width: int, height: int) -> StockCall:
+        """A version may have a schedule of its own for a size."""
+        if (width, height) not in self.calls:
+            self.calls[width, height] = stock_call(self.model.spec.at(width, height))
+        return self.calls[width, height]
 
     def round(self, requests: Sequence[Request]) -> dict[str, float]:
         """Milliseconds by stage of one batch, prompts to PNG."""
@@ -99,22 +109,17 @@ def load_stock(reference: str, model: Family, *, random: bool) -> Stock:
     """Stock's pipeline of `reference`, with weights equal to those of `model`, on its device and in its type."""
     if random:
         with random_specs([reference]) as [spec]:
-            pipe, arguments = drawn(spec, model), stock_call(spec).arguments
-    else:
-        with tempfile.TemporaryDirectory() as scratch:
-            pipe, arguments = converted(reference, Path(scratch) / "plain", model)
-    extra = {}
-    if model.spec.family == "zimage":
-        extra = {"max_sequence_length": padded_length(model.spec.max_prompt_tokens)}
-    return Stock(pipe, arguments | extra, model).watch()
+            return Stock(drawn(spec, model), model).watch()
+    with tempfile.TemporaryDirectory() as scratch:
+        return Stock(converted(reference, Path(scratch) / "plain", model), model).watch()
 
 
-def converted(reference: str, folder: Path, model: Family) -> tuple[Any, dict[str, Any]]:
-    """By way of `tdm-serve convert`, whose manifest says how stock is loaded and called."""
+def converted(reference: str, folder: Path, model: Family) -> Any:
+    """By way of `tdm-serve convert`, whose manifest says how stock is loaded."""
     manifest = json.loads((convert(reference, folder) / MANIFEST).read_text())
     said = manifest["versions"][manifest["default"]]["stock"]
     kind = getattr(diffusers, FAMILIES[manifest["family"]].pipeline)
-    return kind.from_pretrained(folder, dtype=model.dtype, **said["load"]).to(model.device), said["call"]
+    return kind.from_pretrained(folder, dtype=model.dtype, **said["load"]).to(model.device)
 
 
 def drawn(spec: ModelSpec, model: Family) -> Any:
@@ -124,11 +129,9 @@ def drawn(spec: ModelSpec, model: Family) -> Any:
     for name, value in read_index(spec.base).items():
         if isinstance(value, list):
             parts[name] = part(spec.base / name, *value, model) if value[0] else None
-    told = stock_call(spec).scheduler
-    scheduler = type(told).from_config(told.config)  # one that has been asked for its steps counts others the next time
     known = inspect.signature(kind.__init__).parameters
     for name in set(known) - {*parts, "self"}:
-        parts[name] = {"scheduler": scheduler, "requires_safety_checker": False}.get(name)
+        parts[name] = {"scheduler": stock_call(spec).scheduler, "requires_safety_checker": False}.get(name)
     return kind(**{name: value for name, value in parts.items() if name in known})
 
 
