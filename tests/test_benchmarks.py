@@ -44,11 +44,14 @@ def test_result_rows_tell_the_story(root: Path) -> None:
 
 @pytest.mark.slow
 def test_latency_prints_a_table_and_a_last_line_of_json(root: Path, environment: dict[str, str]) -> None:
-    done = script(root, environment, "latency.py", "--repeats", "3", "--warmup", "1")
+    options = ("--no-compiled", "--peers", "diffusers", "cudnn", "--repeats", "3", "--warmup", "1", "--batch", "2")
+    done = script(root, environment, "latency.py", *options)
     assert done.returncode == 0, done.stderr
     row = json.loads(done.stdout.splitlines()[-1])
-    assert row["nfe"] == 4 and row["largest_difference"] <= 2
-    assert set(row["milliseconds"]) == {"tdm-serve", "diffusers"}
+    assert row["nfe"] == 4 and row["largest_difference"] <= 2 and row["batch"] == 2
+    assert set(row["milliseconds"]) == set(row["nfe_counted"]) == {"tdm-serve", "diffusers"}
+    assert set(row["roofline"]) == {"text", "denoise", "decode"} and row["ceilings"]["matmul_gflops"] > 0
+    assert row["absent"] == {"diffusers + cuDNN": "cuDNN attention is for NVIDIA GPUs"}
     assert all(
         stage["p20"] <= stage["p50"] <= stage["p80"] for s in row["milliseconds"].values() for stage in s.values()
     )
@@ -87,15 +90,16 @@ def test_full_sizes_need_a_gpu(root: Path, environment: dict[str, str]) -> None:
 @pytest.mark.slow
 def test_full_sizes_print_rows_and_say_what_failed(root: Path, environment: dict[str, str]) -> None:
     models = ("--model", "dreamshaper7-tdm:tiny", "--model", "nobody", "--model", "zimage-tdm-r1:tiny")
-    options = ("--size", "64x64", "--batch", "1", "--repeats", "1", "--device", "cpu")
+    options = ("--size", "64x64", "--batch", "1", "--repeats", "1", "--device", "cpu", "--no-compiled")
     done = script(root, environment, "fullsize.py", *models, *options)
-    assert done.returncode == 1 and "nobody, none: error: model 'nobody' cannot have random weights" in done.stderr
+    failed = "nobody, none, 64x64, batch 1: tdm_serve.errors.UnknownModel: model 'nobody' cannot have random weights"
+    assert done.returncode == 1 and failed in done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert [(row["benchmark"], row["model"]) for row in rows] == [
         ("fullsize", "dreamshaper7-tdm"),
         ("fullsize", "zimage-tdm-r1"),
     ]
-    assert "64x64 x 1" in done.stdout and rows[0]["random_weights"]
+    assert rows[0]["random_weights"] and rows[0]["rows"][0]["nfe"] == 4 and "Z-Image, " in done.stdout
 
 
 @pytest.mark.slow
