@@ -5,6 +5,7 @@ from __future__ import annotations
 from tdm_serve.scheduler.nouns import Stage
 
 MEMORY = 0.97  # part of the past that stays with each run
+CAUTION = 1.05  # the ratio before anything ran: promises of a rush's first second are else too good, and all late
 BOUND = 2.0  # a ratio is taken as at most this and at least one over it, so that a stall spoils little
 
 UP, DOWN = 0.1, 0.01  # steps of what is left free for company
@@ -14,7 +15,7 @@ class Calibration:
     """Actual over predicted by stage, as a ratio of sums that forget, so that long runs weigh more than short ones."""
 
     def __init__(self) -> None:
-        self.ratios = dict.fromkeys(Stage, 1.0)
+        self.ratios = dict.fromkeys(Stage, CAUTION)
         self._actual = dict.fromkeys(Stage, 0.0)
         self._predicted = dict.fromkeys(Stage, 0.0)
 
@@ -22,8 +23,9 @@ class Calibration:
         """A run for which the table said `predicted_ms`, uncorrected, took `actual_ms`."""
         if predicted_ms <= 0:
             return
-        if not self._predicted[stage]:  # as if the table had been right for a while
-            self._actual[stage] = self._predicted[stage] = predicted_ms * MEMORY / (1 - MEMORY)
+        if not self._predicted[stage]:  # as if that ratio had held for a while
+            self._predicted[stage] = predicted_ms * MEMORY / (1 - MEMORY)
+            self._actual[stage] = self._predicted[stage] * CAUTION
         actual_ms = min(max(actual_ms, predicted_ms / BOUND), predicted_ms * BOUND)
         self._actual[stage] = MEMORY * self._actual[stage] + actual_ms
         self._predicted[stage] = MEMORY * self._predicted[stage] + predicted_ms

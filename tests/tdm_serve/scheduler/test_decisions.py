@@ -10,6 +10,7 @@ from tdm_serve.core import Shape
 from tdm_serve.errors import ConfigError
 from tdm_serve.profile import Profile
 from tdm_serve.scheduler import Idle, Policy, Promise, Refusal, Run, Scheduler, Stage, Work
+from tdm_serve.scheduler.calibration import CAUTION
 
 Make = Callable[..., Work]
 
@@ -45,7 +46,7 @@ def test_one_picture_goes_through_its_stages(cpu: Profile, small: Shape, work: M
     scheduler = Scheduler(cpu)
     assert scheduler.next(0.0) == Idle()
     promise = accept(scheduler, [work()])
-    assert promise.eta_ms == pytest.approx(cpu.alone_ms(small), rel=0.09) and promise.position == 0
+    assert promise.eta_ms == pytest.approx(CAUTION * cpu.alone_ms(small), rel=0.09) and promise.position == 0
     stages = [run.stage for run in drain(scheduler, cpu, small)]
     assert stages == [Stage.START, *[Stage.STEP] * 4, Stage.FINISH]
     assert scheduler.next(1000.0) == Idle() and scheduler.waiting == scheduler.running == 0
