@@ -10,6 +10,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
 
+# As in pyproject.toml's extra `tensorrt-rtx`, where their versions are pinned to each other.
+RTX := onnxruntime-ep-nv-tensorrt-rtx-cu13==0.5.0 tensorrt-rtx-cu13-bindings==1.7.1.116
+
 export OMP_WAIT_POLICY := PASSIVE
 # Nothing here needs a model from the network.
 export HF_HUB_OFFLINE := 1
@@ -50,6 +53,7 @@ $(VENV)/.core: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e '.[all,test]'
 	$(PIP) --no-deps --upgrade --target $(VENV)/fp8 torchao # apart, for tests/tdm_serve/test_quantise.py
+	$(PIP) --no-deps --upgrade --target $(VENV)/rtx $(RTX) # apart, proprietary; for tests/tdm_exporters/test_tensorrt_rtx.py
 	@touch $(VENV)/.core $@
 
 # Newest versions that fit pyproject.toml, from a fresh environment. Run the tests before committing the result.
