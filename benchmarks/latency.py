@@ -71,7 +71,7 @@ class Bench:
             self.absent[name] = str(error)
 
     def row(self, size: tuple[int, int], batch: int) -> Row:
-        """Raises SystemExit where our own pictures are no reference."""
+        """One size and batch; what is absent has its reason."""
         torch.compiler.reset()  # it gives up on a function that it compiled for many shapes
         first, absent = batch_of(size, batch, 0), dict(self.absent)
         precision = self.args.quantise if self.args.quantise != "none" else self.dtype

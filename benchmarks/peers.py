@@ -6,7 +6,7 @@ A contender that cannot run here, or whose pictures are not those of the first, 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +117,7 @@ def compiled(modules: Sequence[Any], options: dict[str, Any]) -> Setting:
     switch(modules, [None] * len(modules))
 
     @contextmanager
-    def setting(_: Stock) -> Iterator[None]:
+    def setting(_: Stock) -> Generator[None]:
         switch(modules, calls)
         try:
             yield
@@ -133,7 +133,7 @@ def switch(modules: Sequence[Any], calls: Sequence[Any]) -> None:
 
 
 @contextmanager
-def cudnn(stock: Stock) -> Iterator[None]:
+def cudnn(stock: Stock) -> Generator[None]:
     """Named in the way that diffusers documents, and for networks that go to torch directly, by torch's own choice."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
