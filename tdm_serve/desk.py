@@ -201,6 +201,7 @@ class Desk:
         with self.lock:
             while True:
                 if self._errands:
+                    self._scheduler.paused()
                     return self._errands.popleft()
                 now = now_ms()
                 self._drop_overdue(now)

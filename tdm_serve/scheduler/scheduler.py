@@ -116,6 +116,10 @@ class Scheduler:
         self._open = _Open(run, move, now_ms)
         return run
 
+    def paused(self) -> None:
+        """The device does something else before its next run, which is no part of what that takes."""
+        self._free_ms = None
+
     def done(self, run: Run, now_ms: float, failed: Collection[int] = ()) -> tuple[int, ...]:
         """The device has done `run`, but for the pictures that `failed`; returns those that are finished now.
 

@@ -13,6 +13,7 @@ import pytest
 from tdm_serve import AsyncEngine
 from tdm_serve.core import Shape, Terms
 from tdm_serve.errors import CheckpointError, ConfigError, DeadlinePassed, EngineClosed, EngineFailed
+from tdm_serve.profile import Profile
 from tdm_serve.scheduler import Policy, Stage
 from tdm_serve.watchdog import COMPILE_S, TIMES_PREDICTED, Doing, Watch
 from tests.tdm_serve.toy_device import ToyDevice, asked, is_right
@@ -190,6 +191,34 @@ def test_a_version_joins_between_two_runs(device: ToyDevice, tmp_path: Path) -> 
 
     served(device, tmp_path, play)
     assert device.threads == {"tdm-serve device"}
+
+
+def test_what_joining_takes_is_not_learned_as_the_price_of_a_run(
+    device: ToyDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned: list[float] = []
+    observe = Profile.observe
+
+    def noted(self: Profile, stage: Stage, shape: Shape, batch: int, ms: float, models: int = 1) -> None:
+        learned.append(ms)
+        observe(self, stage, shape, batch, ms, models)
+
+    async def play(engine: AsyncEngine) -> None:
+        device.trip = lambda stage, _batch: time.sleep(1.0 if stage == "add" else 0.0)
+        monkeypatch.setattr(Profile, "observe", noted)
+        device.gate.clear()
+        tickets = [engine.submit([asked("a star", seed)]) for seed in range(8)]
+        await until(lambda: engine.stats().running > 0)
+        joined = asyncio.create_task(engine.add_version("toy-new:3"))
+        await asyncio.sleep(0.01)  # its errand is there now, so work waits on both sides of it
+        device.gate.set()
+        await joined
+        for ticket in tickets:
+            await ticket.result()
+
+    served(device, tmp_path, play, hang_s=None)
+    assert learned
+    assert max(learned) < 900
 
 
 def test_a_version_that_cannot_join_harms_nobody(device: ToyDevice, tmp_path: Path) -> None:

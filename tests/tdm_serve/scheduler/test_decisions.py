@@ -53,6 +53,22 @@ def test_one_picture_goes_through_its_stages(cpu: Profile, small: Shape, work: M
     assert scheduler.outcomes()[0].actual_ms == pytest.approx(cpu.alone_ms(small)) and not scheduler.outcomes()
 
 
+def test_what_the_device_does_between_runs_is_no_part_of_them(cpu: Profile, work: Make) -> None:
+    scheduler = Scheduler(cpu)
+    accept(scheduler, [work()])
+
+    def took_ms(begun: float, done: float) -> float:
+        run = scheduler.next(begun)
+        assert isinstance(run, Run)
+        scheduler.done(run, done)
+        return scheduler.took_ms
+
+    assert took_ms(0.0, 10.0) == 10.0
+    assert took_ms(12.0, 20.0) == 10.0  # with the gap before it
+    scheduler.paused()
+    assert took_ms(500.0, 510.0) == 10.0
+
+
 def test_equals_are_served_in_order_of_arrival_and_in_measured_batches(
     cpu: Profile, gpu: Profile, small: Shape, work: Make
 ) -> None:
