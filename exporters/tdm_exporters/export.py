@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from tdm_exporters import int8, onnx_format, pt2_format
+from tdm_exporters.families import EXPORTABLE
 from tdm_exporters.options import Options
+from tdm_exporters.parts import Limits, Part
 from tdm_exporters.staging import Staging, staging
 from tdm_exporters.verify import Report, verify
-from tdm_exporters.zimage import Limits, Part, parts_of
 from tdm_serve.artifact import REPORT, Artifact, Size, report_digest, write_artifact
 from tdm_serve.backends.exported import DTYPE_NAMES, load_exported
 from tdm_serve.engine import Engine
@@ -23,8 +24,6 @@ from tdm_serve.errors import InvalidRequest
 from tdm_serve.files import write_atomically
 from tdm_serve.machine import cpu_name, versions
 from tdm_serve.models.catalog import evaluations
-from tdm_serve.models.families.zimage import ZImage
-from tdm_serve.models.families.zimage_denoiser import padded_length
 from tdm_serve.models.load import Loaded, examine, load
 from tdm_serve.models.spec import ModelSpec
 from tdm_serve.pipeline import Pipeline
@@ -61,9 +60,10 @@ def export(options: Options) -> Report | None:
 
 
 def _check_family(spec: ModelSpec) -> None:
-    if spec.family != "zimage":
+    if spec.family not in EXPORTABLE:
         raise InvalidRequest(
-            f"{spec.id} is of family {spec.family!r}; only 'zimage' can be exported: serve it with --backend compiled"
+            f"{spec.id} is of family {spec.family!r}; only {', '.join(EXPORTABLE)} can be exported: serve it with "
+            "--backend compiled"
         )
 
 
@@ -120,10 +120,9 @@ def _fingerprint(artifact: Artifact, options: Options) -> Mapping[str, Any]:
 
 
 def _write_parts(options: Options, loaded: Loaded, artifact: Artifact, stage: Staging) -> dict[str, Any]:
-    assert isinstance(loaded.model, ZImage)
-    limits = Limits(artifact.batch, artifact.longest_side(), padded_length(artifact.text))
     with torch.no_grad():
-        parts = parts_of(loaded.model, limits)
+        limits = Limits(artifact.batch, artifact.sizes, artifact.text)
+        parts = EXPORTABLE[artifact.family].parts_of(loaded.model, limits)
     facts: dict[str, Any] = {}
     for number, part in enumerate(parts, 1):
         started, known = time.perf_counter(), part.name in stage.done

@@ -13,7 +13,7 @@ import onnx
 import torch
 
 from tdm_exporters import attention
-from tdm_exporters.zimage import Part
+from tdm_exporters.parts import Part
 
 EXTERNAL_BYTES = 2**30  # a protobuf file ends at 2 GB; weights move into a file of their own well before
 

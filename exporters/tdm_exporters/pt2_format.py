@@ -12,7 +12,7 @@ from torch._inductor import aoti_compile_and_package  # torch documents it under
 from torch.export import ExportedProgram
 
 from tdm_exporters.attention import as_plain_attention
-from tdm_exporters.zimage import Part
+from tdm_exporters.parts import Part
 from tdm_serve.errors import BackendUnavailable
 
 COMPILERS = ("g++", "c++", "clang++")

@@ -6,46 +6,14 @@ padding is cut to length instead of added where it is needed.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, TypeVar, cast
-
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
-from torch.export import Dim
 
+from tdm_exporters.parts import Limits, Part, as_kind, axis, decoder_part, example, open_latents, rows
 from tdm_serve.models.families.zimage import ZImage
-from tdm_serve.models.families.zimage_denoiser import PATCH, TEXT_MULTIPLE, ZImageDenoiser
+from tdm_serve.models.families.zimage_denoiser import PATCH, TEXT_MULTIPLE, ZImageDenoiser, padded_length
 from tdm_serve.models.families.zimage_rope import Rope, Tables
 from tdm_serve.models.routed import Route, project
-
-M = TypeVar("M", bound=nn.Module)
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What a graph must take: up to `batch` pictures of up to `side` pixels each way, up to `text` padded tokens."""
-
-    batch: int
-    side: int
-    text: int
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One graph: a module, example inputs by name, and which of their axes are open."""
-
-    name: str
-    module: nn.Module
-    inputs: Mapping[str, Tensor]
-    axes: Mapping[str, Mapping[int, Any]]
-
-    @property
-    def open_axes(self) -> dict[str, dict[int, Any]]:
-        """As `torch.export` takes them: by parameter of the module's forward, which are named like the inputs."""
-        return {name: dict(self.axes[name]) for name in self.inputs}
 
 
 class OpenRope(Rope):
@@ -67,8 +35,8 @@ class OpenDenoiser(ZImageDenoiser):
 
     @classmethod
     def of(cls, denoiser: ZImageDenoiser) -> OpenDenoiser:
-        opened = _as(denoiser, cls)
-        opened.rope = _as(denoiser.rope, OpenRope)
+        opened = as_kind(denoiser, cls)
+        opened.rope = as_kind(denoiser.rope, OpenRope)
         return opened
 
     def _embed(self, latents: Tensor, route: Route) -> Tensor:
@@ -82,14 +50,6 @@ class OpenDenoiser(ZImageDenoiser):
 def _padded(tokens: int) -> int:
     """`padded_length` without a negative dividend: graphs round divisions towards zero, Python rounds down."""
     return (tokens + TEXT_MULTIPLE - 1) // TEXT_MULTIPLE * TEXT_MULTIPLE
-
-
-def _as(module: nn.Module, kind: type[M]) -> M:
-    """The same module with the methods of a subclass; its own parts are shared, replacing one changes only the copy."""
-    other = copy.copy(module)
-    other.__dict__["_modules"] = dict(module.__dict__["_modules"])
-    other.__class__ = kind
-    return cast(M, other)
 
 
 class Velocity(nn.Module):
@@ -136,63 +96,40 @@ class TextEncoder(nn.Module):
         return self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
 
 
-class Decoder(nn.Module):
-    """raw latents (B, C, h, w) -> pixels (B, 3, H, W), about [-1, 1]. Whole, not in tiles, whatever the size."""
-
-    def __init__(self, vae: AutoencoderKL) -> None:
-        super().__init__()
-        self.vae = vae
-
-    def forward(self, latents: Tensor) -> Tensor:
-        joined = self.vae.post_quant_conv
-        return self.vae.decoder(latents if joined is None else joined(latents))
-
-
 def parts_of(model: ZImage, limits: Limits) -> list[Part]:
     """The graphs of a loaded checkpoint, smallest first."""
-    dtype, opened = model.dtype, OpenDenoiser.of(model.denoiser)
-    batch, length = _axis("batch", limits.batch), limits.text
-    words = _axis("words", limits.text // TEXT_MULTIPLE, TEXT_MULTIPLE)
-    side = limits.side // model.factor // PATCH
-    height, width = _axis("height", side, PATCH), _axis("width", side, PATCH)
-    text = _example(limits.text // TEXT_MULTIPLE) * TEXT_MULTIPLE
-    high, wide = (_example(side) * PATCH,) * 2
-    n = _example(limits.batch)
-    modulation = opened.modulation(torch.full((n,), 0.5))
-    refined, ids = modulation.shape[-1], torch.ones(n, length, dtype=torch.int64)
+    dtype, opened, batch = model.dtype, OpenDenoiser.of(model.denoiser), rows(limits)
+    length, n = padded_length(limits.text), example(limits.batch)
+    most = length // TEXT_MULTIPLE
+    words = {1: axis("words", most, TEXT_MULTIPLE)} if most > 1 else {}
+    text = example(most) * TEXT_MULTIPLE
+    sigma = torch.full((n,), 0.5)
+    modulation = opened.modulation(sigma)
+    ids = torch.ones(n, length, dtype=torch.int64)
     mask = (torch.arange(length) < length // 2).long().expand(n, -1)  # with padding, or transformers leaves it out
     features: int = model.text_encoder.config.hidden_size
-    latents = torch.randn(n, model.channels, high, wide, dtype=dtype)
-    rows = {0: batch} if batch else {}
-    sized = {**rows, **({2: height, 3: width} if height else {})}
-    worded = {**rows, **({1: words} if words else {})}
+    latents, sized = open_latents(limits, model.channels, model.factor, PATCH, dtype)
+    encoder, eager = TextEncoder(model.text_encoder), model.denoiser
     return [
-        Part("modulation", Modulation(opened), {"sigma": torch.full((n,), 0.5)}, {"sigma": rows}),
-        Part("text_encoder", TextEncoder(model.text_encoder), {"ids": ids, "mask": mask}, {"ids": rows, "mask": rows}),
+        Part("modulation", Modulation(opened), {"sigma": sigma}, {"sigma": batch}, eager.modulation),
+        Part("text_encoder", encoder, {"ids": ids, "mask": mask}, {"ids": batch, "mask": batch}),
         Part(
             "refiner",
             Refiner(opened),
             {"features": torch.randn(n, text, features, dtype=dtype), "lengths": torch.full((n,), 20)},
-            {"features": worded, "lengths": rows},
+            {"features": batch | words, "lengths": batch},
+            eager.refine_text,
         ),
         Part(
             "denoiser",
             Velocity(opened),
-            {"latents": latents, "modulation": modulation, "text": torch.randn(n, text, refined, dtype=dtype)},
-            {"latents": sized, "modulation": rows, "text": worded},
+            {
+                "latents": latents,
+                "modulation": modulation,
+                "text": torch.randn(n, text, modulation.shape[-1], dtype=dtype),
+            },
+            {"latents": sized, "modulation": batch, "text": batch | words},
+            eager,
         ),
-        Part("decoder", Decoder(model.vae), {"latents": latents}, {"latents": sized}),
+        decoder_part(model.vae, latents, sized),
     ]
-
-
-def _axis(name: str, most: int, multiple: int = 1) -> Any:
-    """An open axis of 1 to `most` times `multiple`; None where there is one choice only."""
-    if most <= 1:
-        return None
-    whole = Dim(name, min=1, max=most)
-    return multiple * whole if multiple > 1 else whole
-
-
-def _example(most: int) -> int:
-    """A length for example inputs; torch would take 1 for a constant."""
-    return min(2, most) if most < 3 else 3

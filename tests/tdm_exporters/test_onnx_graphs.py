@@ -13,7 +13,8 @@ import torch
 from onnx.reference import ReferenceEvaluator
 
 from tdm_exporters import int8, onnx_format
-from tdm_exporters.zimage import Limits, Part, parts_of
+from tdm_exporters.parts import Limits, Part
+from tdm_exporters.zimage import parts_of
 from tdm_serve.models.families.zimage import ZImage
 from tdm_serve.models.load import load
 
@@ -23,7 +24,7 @@ def parts(tiny: Path) -> dict[str, Part]:
     model = load(tiny, "cpu", "float32").model
     assert isinstance(model, ZImage)
     with torch.no_grad():
-        return {part.name: part for part in parts_of(model, Limits(3, 128, 64))}
+        return {part.name: part for part in parts_of(model, Limits(3, ((128, 128),), 64))}
 
 
 def operators(path: Path) -> Counter[tuple[str, str]]:
