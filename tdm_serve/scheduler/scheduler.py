@@ -28,6 +28,7 @@ from tdm_serve.scheduler.nouns import (
 from tdm_serve.scheduler.plan import Move, Picture, Plan, decide
 
 DEFAULT = Policy()
+PATIENCE = 0.05  # company that costs no more than this part of an ETA may always join, lest a late queue run one by one
 LEEWAY = 0.05  # part of an ETA by which newcomers may delay a promise where batches gain much
 SAFETY = 0.05  # part by which a wait before another try is longer than predicted
 KEPT_OUTCOMES = 1024
@@ -268,8 +269,8 @@ class Scheduler:
         position = self.running + place.queue.index(pictures[0])
         for picture in pictures:
             picture.due_ms = due_ms
-            picture.firm = work.deadline_ms is not None or not worthwhile
-            picture.leeway_ms = 0.0 if picture.firm else LEEWAY * eta_ms
+            picture.firm = work.deadline_ms is not None or not (worthwhile or room_ms <= PATIENCE * eta_ms)
+            picture.leeway_ms = LEEWAY * eta_ms if worthwhile and work.deadline_ms is None else 0.0
         ids = {picture.work.id for picture in pictures}
         self._tickets[work.ticket] = _Ticket(ids, now_ms, eta_ms, end_ms, room_ms, work.deadline_ms)
         self._plan.waiting = place.queue
