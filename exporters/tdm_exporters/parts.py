@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
@@ -73,7 +74,7 @@ class Decoder(nn.Module):
 
 def decoder_part(vae: AutoencoderKL, latents: Tensor, axes: Mapping[int, Any]) -> Part:
     """The autoencoder's decoding half, on latents (B, C, h, w)."""
-    return Part("decoder", Decoder(vae), {"latents": latents}, {"latents": axes}, lambda raw: decode(vae, raw))
+    return Part("decoder", Decoder(vae), {"latents": latents}, {"latents": axes}, partial(decode, vae))
 
 
 def open_latents(
