@@ -28,7 +28,7 @@ from tdm_serve.scheduler.nouns import (
 from tdm_serve.scheduler.plan import Move, Picture, Plan, decide
 
 DEFAULT = Policy()
-PATIENCE = 0.05  # company that costs no more than this part of an ETA may always join, lest a late queue run one by one
+PATIENCE = 0.1  # company that costs no more than this part of an ETA may always join, lest a late queue run one by one
 LEEWAY = 0.05  # part of an ETA by which newcomers may delay a promise where batches gain much
 SAFETY = 0.05  # part by which a wait before another try is longer than predicted
 KEPT_OUTCOMES = 1024

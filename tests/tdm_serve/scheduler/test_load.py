@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from tdm_serve.core import Shape
-from tdm_serve.profile import Profile
+from tdm_serve.profile import Device, Profile
 from tdm_serve.scheduler import Idle, Policy, Promise, Refusal, Scheduler, Stage, Work
 from tdm_serve.scheduler.simulate import Arrival, Trace, capacity, simulate
 
@@ -44,6 +45,29 @@ def test_goodput_holds_under_overload(cpu: Profile, small: Shape, poisson: Poiss
         assert max(result.took_ms for result in trace.accepted) <= (1 + BRIEF.slack) ** 2 * BRIEF.max_wait_ms
         late.append(trace.late())
     assert sum(late) / len(late) <= 0.01
+
+
+def test_a_queue_whose_runs_vary_keeps_its_batches(small: Shape, poisson: Poisson) -> None:
+    """A picture that is a little late may not make everybody behind it run one by one, and later still."""
+    costs = Profile(Device("two cores", 2, "float32", "eager", "hash"))
+    longer = replace(small, text=2 * small.text)
+    for shape, factor in ((small, 1.0), (longer, 1.12)):
+        for batch, text, step, decode in ((1, 6.8, 7.5, 15.9), (2, 12.8, 10.3, 30.3), (4, 22.0, 23.5, 60.6)):
+            costs.observe(Stage.START, shape, batch, text)
+            costs.observe(Stage.STEP, shape, batch, factor * step)
+            costs.observe(Stage.FINISH, shape, batch, decode)
+    late: list[float] = []
+    for seed in range(6, 12):
+        arrivals = poisson(2 * capacity(costs, small, 4), 15, seed=seed)
+        chance = random.Random(seed)
+        arrivals = [
+            Arrival(arrival.at_ms, tuple(replace(work, shape=longer) for work in arrival.works))
+            if chance.random() < 0.3
+            else arrival
+            for arrival in arrivals
+        ]
+        late.append(simulate(arrivals, costs, Policy(max_wait_ms=5000.0), noise=0.15, seed=seed).late())
+    assert sum(late) / len(late) <= 0.01, late
 
 
 @pytest.mark.parametrize("load", [0.8, 1.5, 2.0])
