@@ -1,287 +1,56 @@
-"""Writes the documents' result tables from the committed result files; `--check` fails if one is out of date."""
+"""Writes the documents' result tables and plots from the committed result files; `--check` fails if one is out of date.
+
+    python benchmarks/report.py
+
+A section is a function from result rows to lines of Markdown; one whose benchmark was never run has no lines.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
+import plots
+import report_export
+import report_gpu
+import report_latency
+import report_quality
 import report_serving
+import report_speed
+import report_training
+from report_tables import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
-METRICS = ROOT / "tdm_serve" / "checkpoints" / "scenes" / "training" / "metrics.jsonl"  # beside the weights
-README = ROOT / "README.md"
-TRAINING = ROOT / "docs" / "training.md"
-EXPERIMENTS = RESULTS / "experiments.jsonl"
-LEVER = "lever-"  # how the tables of what was tried on one seed begin
-WORTH_SHOWING = 0.1  # share of wrong pictures
-HELPERS = ("surrogate-only",)  # tables that only prepare another one
-REWARDS = {"micro": "soft", "micro-strict": "strict", "micro-likes": "likes"}
 BEGIN, END = "<!-- results: begin (python benchmarks/report.py) -->\n", "<!-- results: end -->"
-
-
-def rows(path: Path) -> list[dict[str, Any]]:
-    """All rows of a result file."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def latest_by(path: Path, *keys: str) -> dict[tuple[Any, ...], dict[str, Any]]:
-    """The newest row for every combination of keys."""
-    return {tuple(row[key] for key in keys): row for row in rows(path)}
-
-
-def machine(row: dict[str, Any], *more: dict[str, Any]) -> str:
-    """What a row was measured on; the commits of `more` rows from the same machine, too."""
-    found = row["machine"]
-    commits = dict.fromkeys(each["machine"]["commit"] for each in (row, *more))
-    threads = "1 thread" if found["threads"] == 1 else f"{found['threads']} threads"
-    return (
-        f"{found['device']}, {found['cores']} cores, {threads}, OpenMP "
-        f"policy {found['omp_wait_policy']}, torch {found['versions']['torch']}, commit {', '.join(commits)}"
-    )
-
-
-def table(header: list[str], body: list[list[str]]) -> list[str]:
-    """A Markdown table."""
-    rule = "|---" * len(header) + "|"
-    head, *lines = ["| " + " | ".join(cells) + " |" for cells in (header, *body)]
-    return [head, rule, *lines]
-
-
-def quality() -> list[str]:
-    """Strict score by category for every model and split that was measured."""
-    found = list(latest_by(METRICS, "model", "split", "nfe", "guidance").values())
-    first = found[0]
-    categories = list(first["categories"])
-    intro = (
-        f"Strict score (everything right, or 0) on {first['n']} prompts, one picture each. The combinations of "
-        "held-out prompts never occur in training; those of `val` do. Evaluations (NFE) are counted; a guidance pair "
-        "is two, and guidance 1 is none."
-    )
-    command = f"`tdm-serve eval MODEL --split SPLIT --n {first['n']} --results {METRICS.relative_to(ROOT)}`"
-    body = [
-        [f"`{row['model']}`", row["split"], str(row["nfe"]), f"{row['guidance']:g}", f"**{row['strict']:.3f}**"]
-        + [f"{row['soft']:.3f}"]
-        + [f"{row['categories'][name]['strict']:.2f}" for name in categories]
-        for row in sorted(found, key=lambda row: (row["split"], -row["nfe"]))
-    ]
-    header = ["model", "split", "NFE", "guidance", "all", "soft", *(name.replace("_", " ") for name in categories)]
-    return ["## Quality", "", intro, "", *table(header, body), "", f"{command}; {machine(first)}.", ""]
-
-
-def latency() -> list[str]:
-    """Our milliseconds by stage beside stock diffusers'."""
-    row = rows(RESULTS / "latency.jsonl")[-1]
-    stages = list(row["milliseconds"]["tdm-serve"])
-    intro = (
-        f"Prompt to PNG, {row['size']}, batch {row['batch']}, {row['dtype']}, {row['nfe']} evaluations, text padded to "
-        f"{row['text_tokens']} tokens; both in one process in turn, {row['repeats']} rounds, median milliseconds."
-    )
-    body = [
-        [name, *(f"{values[stage]['p50']:.1f}" if stage in values else "" for stage in stages)]
-        for name, values in row["milliseconds"].items()
-    ]
-    ratio = row["diffusers_over_ours"]
-    outcome = (
-        f"Stock diffusers takes {ratio['p50']:.2f} times as long (p20 {ratio['p20']:.2f}, p80 {ratio['p80']:.2f}, "
-        f"round by round). The pictures differ by at most {row['largest_difference']} of 255. "
-        f"`python benchmarks/latency.py --keep`; {machine(row)}."
-    )
-    return ["## Latency", "", intro, "", *table(["", *stages], body), "", outcome, ""]
-
-
-def of_world(name: str) -> dict[str, list[dict[str, Any]]]:
-    """A world's rows of experiments by table, one a seed, in the file's order."""
-    tables: dict[str, list[dict[str, Any]]] = {}
-    for row in rows(EXPERIMENTS):
-        if row["world"] == name and row["split"] == "val":
-            tables.setdefault(row["table"], []).append(row)
-    return tables
-
-
-def over_seeds(several: Sequence[dict[str, Any]], name: str, digits: int) -> str:
-    """Mean and, where there are several seeds, the range."""
-    values = [row[name] for row in several]
-    mean = f"{sum(values) / len(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
-
-
-def experiment(several: Sequence[dict[str, Any]], label: str) -> list[str]:
-    """One line of a table of experiments."""
-    first = several[0]
-    reward = REWARDS.get(first["reward"], first["reward"] or "")
-    scores = [over_seeds(several, name, digits) for name, digits in (("strict", 3), ("soft", 3))]
-    categories = [
-        f"{sum(row['categories'][name]['strict'] for row in several) / len(several):.2f}"
-        for name in first["categories"]
-    ]
-    palette = f"{1e3 * sum(row['palette_error'] for row in several) / len(several):.2f}"
-    diversity = f"{sum(row['diversity'] for row in several) / len(several):.3f}"
-    costs = [str(first["updates"]), f"{sum(row['train_seconds'] for row in several) / len(several):.0f}"]
-    return [
-        label,
-        reward,
-        str(first["nfe"]),
-        str(len(several)),
-        f"**{scores[0]}**",
-        scores[1],
-        *categories,
-        palette,
-        diversity,
-        *costs,
-    ]
-
-
-def micro() -> list[str]:
-    """All methods of the micro world, then the levers that were tried on one seed."""
-    tables = of_world("micro")
-    first = next(iter(tables.values()))[0]
-    header = [
-        "method",
-        "reward",
-        "NFE",
-        "seeds",
-        "strict",
-        "soft",
-        *first["categories"],
-        "palette error x 1000",
-        "diversity",
-        "updates",
-        "seconds",
-    ]
-    methods = [
-        experiment(several, f"`{several[0]['method']}`")
-        for key, several in tables.items()
-        if not key.startswith(LEVER) and key not in HELPERS
-    ]
-    levers = [experiment([several[0]], f"`{key}`") for key, several in tables.items() if key.startswith(LEVER)]
-    same = [experiment([tables[key][0]], f"`{key}`") for key in ("tdm-r1", "direct") if key in tables]
-    seeds = sorted({row["seed"] for several in tables.values() for row in several})
-    intro = (
-        f"Scores on {first['n']} validation prompts, one picture each: the mean over the seeds and, in brackets, their "
-        "range. Categories are strict. Updates and seconds are those after TDM (or of TDM), beside other work."
-    )
-    command = (
-        f"`python benchmarks/experiments.py micro --seeds {','.join(map(str, seeds))} --keep`; "
-        f"{machine(*(row for several in tables.values() for row in several))}."
-    )
-    tried = f"What was tried on seed {seeds[0]} alone, after that seed's `tdm-r1` and `direct` of the table above:"
-    return [
-        "### Every method",
-        "",
-        intro,
-        "",
-        *table(header, methods),
-        "",
-        command,
-        "",
-        tried,
-        "",
-        *table(header, same + levers),
-        "",
-    ]
-
-
-def words() -> list[str]:
-    """TDM-R1 with a reader's reward: words, which it was trained on, and the other categories."""
-    tables = of_world("scenes")
-    if not tables:
-        return []
-    body = [words_line(several[0]) for several in tables.values()]
-    first = next(iter(tables.values()))[0]
-    header = ["method", "reward", "text strict", "text soft", "text read", "others strict", "others second judge"]
-    intro = (
-        f"{first['n']} validation prompts. *Read* is the second judge's verdict on words, which is Tesseract's, too; "
-        "the others are the six categories that were not trained on."
-    )
-    return [
-        "### Words, rewarded by a reader",
-        "",
-        intro,
-        "",
-        *table([*header, "palette error x 1000", "diversity", "updates"], body),
-        "",
-        f"`python benchmarks/experiments.py scenes --keep`; {machine(next(reversed(tables.values()))[0])}.",
-        "",
-    ]
-
-
-def words_line(row: dict[str, Any]) -> list[str]:
-    categories, judged = row["categories"], row["second_judge_categories"]
-    others = [name for name in categories if name != "text"]
-    n = sum(categories[name]["n"] for name in others)
-    strict = sum(categories[name]["strict"] * categories[name]["n"] for name in others) / n
-    second = sum(judged[name] * categories[name]["n"] for name in others) / n
-    text = categories["text"]
-    scores = (text["strict"], text["soft"], judged["text"], strict, second)
-    facts = [f"{1e3 * row['palette_error']:.2f}", f"{row['diversity']:.3f}", str(row["updates"])]
-    return [f"`{row['method']}`", row["reward"] or "", *(f"{score:.3f}" for score in scores), *facts]
-
-
-def mistakes() -> list[str]:
-    """What wrong pictures of the embedded versions get wrong first."""
-    found = rows(RESULTS / "errors.jsonl")
-    kinds = list(found[0]["errors"]["text"])
-    body = [
-        [f"`{row['model']}`", str(row["nfe"]), category.replace("_", " "), f"{sum(shares.values()):.2f}"]
-        + [f"{shares[kind]:.2f}" for kind in kinds]
-        for category in found[0]["errors"]
-        for row in found
-        if sum((shares := row["errors"][category]).values()) >= WORTH_SHOWING
-    ]
-    intro = (
-        f"Shares of a category's pictures, {found[0]['n']} validation prompts; a picture counts for the first mistake "
-        f"it makes, from left to right. Categories with less than {WORTH_SHOWING:.0%} wrong are left out. *Twice* is "
-        "one of two things shown twice, and the other not."
-    )
-    command = f"`python benchmarks/errors.py --model MODEL --keep`; {machine(*found)}."
-    header = ["model", "NFE", "category", "wrong", *kinds]
-    return ["### What wrong pictures get wrong", "", intro, "", *table(header, body), "", command, ""]
-
-
-def costs() -> list[str]:
-    """Seconds, images a second and share of every phase of an update."""
-    path = RESULTS / "training.jsonl"
-    if not path.exists():
-        return []
-    lines = ["### Where an update's time goes", ""]
-    for (method,), row in latest_by(path, "method").items():
-        body = [
-            [
-                name,
-                f"{seconds['p50']:.2f}",
-                f"{row['images_per_second'].get(name, 0):.1f}",
-                f"{row['share'].get(name, 1.0):.0%}",
-            ]
-            for name, seconds in row["seconds"].items()
-        ]
-        intro = (
-            f"`{method}` on `{row['model']}`, {row['pictures']} pictures an update, {row['precision']}, "
-            f"{row['memory_mb']} MB; {machine(row)}:"
-        )
-        lines += [intro, "", *table(["phase", "seconds (median)", "images/s", "share"], body), ""]
-    return lines
-
-
 Section = Callable[[], list[str]]
 
-
-def serving() -> list[str]:
-    """The service under load, and which of its goals are met."""
-    row = rows(RESULTS / "serving.jsonl")[-1]
-    header = ["goal", "measured", "aim", "met"]
-    command = (
-        f"`python benchmarks/serving.py --rounds {row['rounds']} --seconds {row['seconds']:g} --keep`; {machine(row)}."
-    )
-    return ["## Serving", "", report_serving.intro(row), "", *table(header, report_serving.lines(row)), "", command, ""]
-
-
 DOCUMENTS: dict[Path, tuple[Section, ...]] = {
-    README: (quality, latency, serving),
-    TRAINING: (micro, mistakes, words, costs),
+    ROOT / "README.md": (report_quality.shipped, report_quality.short, report_latency.short, report_serving.short),
+    ROOT / "docs" / "training.md": (
+        report_training.micro,
+        report_training.mistakes,
+        report_training.words,
+        report_training.costs,
+    ),
+    ROOT / "docs" / "export.md": (report_export.inside,),
+    ROOT / "docs" / "benchmarks.md": (
+        report_quality.shipped,
+        report_quality.nfe,
+        report_latency.latency,
+        report_latency.roofline,
+        report_speed.throughput,
+        report_serving.serving,
+        report_serving.goodput,
+        report_serving.scheduling,
+        report_speed.cold_start,
+        report_training.speed,
+        report_export.engines,
+        report_export.decoder,
+        report_export.previews,
+        report_export.web,
+        report_gpu.kernels,
+        report_gpu.full_size,
+    ),
 }
 
 
@@ -293,17 +62,26 @@ def rendered(text: str, sections: Sequence[Section]) -> str:
     return before + BEGIN + "\n" + "\n".join(fresh) + "\n" + END + after
 
 
+def outdated() -> list[str]:
+    """Documents and plots that do not show the committed rows."""
+    texts = {path: path.read_text() for path in DOCUMENTS}
+    found = [path for path, text in texts.items() if rendered(text, DOCUMENTS[path]) != text]
+    return [str(path.relative_to(ROOT)) for path in (*found, *plots.outdated())]
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where something would be written")
     args = parser.parse_args()
+    if args.check:
+        if found := outdated():
+            names = ", ".join(found)
+            raise SystemExit(f"benchmarks/results is not what these show: {names}; run python benchmarks/report.py")
+        return
     for path, sections in DOCUMENTS.items():
-        current = path.read_text()
-        fresh = rendered(current, sections)
-        if args.check and fresh != current:
-            name = path.relative_to(ROOT)
-            raise SystemExit(f"{name} does not agree with benchmarks/results; run python benchmarks/report.py")
-        path.write_text(fresh)
+        path.write_text(rendered(path.read_text(), sections))
+    for path in plots.draw_all():
+        print(path.relative_to(ROOT))
 
 
 if __name__ == "__main__":

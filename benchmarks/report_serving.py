@@ -1,11 +1,11 @@
-"""The README's table of the serving benchmark: what was aimed at beside what was measured, met or not."""
+"""The service under load: what was aimed at beside what was measured, goodput against load, and the virtual clock."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
-Row = Mapping[str, Any]
+from report_tables import Row, machine, plot, results, section, table
 
 
 class Goal(NamedTuple):
@@ -18,7 +18,7 @@ class Goal(NamedTuple):
     met: Callable[[Row], bool]
 
 
-def ours(row: Row, load: str) -> Mapping[str, Any]:
+def ours(row: Row, load: str) -> Row:
     return row[load]["tdm-serve"]
 
 
@@ -97,3 +97,88 @@ def lines(row: Row) -> list[list[str]]:
         [goal.name, goal.shown.format(goal.measured(row)), goal.aim, "yes" if goal.met(row) else "**no**"]
         for goal in GOALS
     ]
+
+
+def newest() -> Row:
+    return results("serving")[-1]
+
+
+def goals(folder: str) -> list[str]:
+    row = newest()
+    command = (
+        f"`python benchmarks/serving.py --rounds {row['rounds']} --seconds {row['seconds']:g} --keep`; {machine(row)}."
+    )
+    drawn = plot("serving", "Latencies at 0.8 of capacity, and pictures a second with eight clients", folder)
+    body = table(["goal", "measured", "aim", "met"], lines(row))
+    return section("## Serving", intro(row), body, drawn, source=command)
+
+
+def short() -> list[str]:
+    """As the README has it."""
+    return goals("docs/plots")
+
+
+def serving() -> list[str]:
+    """As docs/benchmarks.md has it."""
+    return goals("plots")
+
+
+def goodput() -> list[str]:
+    """What is answered on time against what is asked, ours beside the baseline."""
+    found = results("goodput")
+    if not found:
+        return []
+    row = found[-1]
+    body = [
+        [f"{point['offered']:g}", *(cell for side in row["sides"] for cell in cells(point[side]))]
+        for point in row["points"]
+    ]
+    header = ["load"]
+    for side in row["sides"]:
+        header += [f"{side}: in time", "p95, ms", "refused"]
+    text = (
+        f"Poisson arrivals at a share of {row['capacity']:.1f} pictures a second, our capacity with {row['clients']} "
+        f"clients. *In time*: answered within {row['limit_ms'] / 1000:g} s, as a share of that capacity; both servers "
+        "see the same arrivals. Ours refuses at once what it could not do in time; the baseline knows no refusal."
+    )
+    source = f"`python benchmarks/goodput.py --keep`; {machine(row)}."
+    return section(
+        "## Goodput against load", text, plot("goodput", "Goodput against load"), table(header, body), source=source
+    )
+
+
+def cells(found: Row) -> list[str]:
+    p95 = found["latency_ms"].get("p95")
+    return [
+        f"{found['goodput']:.2f}",
+        "" if p95 is None else f"{p95:.0f}",
+        f"{found['refused'] / found['requests']:.0%}",
+    ]
+
+
+def scheduling() -> list[str]:
+    """The scheduler on a virtual clock."""
+    found = results("scheduling")
+    if not found:
+        return []
+    row = found[-1]
+    body = [
+        [
+            one["gains"],
+            f"{one['offered']:g}",
+            f"{one['noise']:.0%}",
+            f"{one['goodput']:.2f}",
+            f"{one['p95_ms']:.0f}",
+            f"{one['eta_error_p95']:.0%}",
+            f"{one['late']:.1%}",
+        ]
+        for one in row["rows"]
+    ]
+    text = (
+        "The scheduler alone, on a virtual clock with two made-up devices: one that gains little by batches, one that "
+        f"gains much. Every run takes up to so much longer or shorter than predicted. {row['seconds']:g} s, "
+        f"{row['seeds']} seeds."
+    )
+    header = ["gain by batches", "load", "noise", "goodput", "p95, ms", "promise error, p95", "late"]
+    source = f"`python benchmarks/scheduling.py --keep`; {machine(row)}."
+    return section("## Scheduling", text, table(header, body), source=source)

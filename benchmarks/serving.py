@@ -27,7 +27,6 @@ import harness  # first: it sets the OpenMP policy before torch loads
 import httpx
 import load
 import numpy as np
-import serving_plot
 import virtual
 from load import OK, REFUSED, Outcome
 
@@ -267,13 +266,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=15.0, help="of each closed loop; open loops take longer")
-    parser.add_argument("--keep", action="store_true", help="append the row to the results, draw the plot")
+    parser.add_argument("--keep", action="store_true", help="append the row to the results")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         row = measure(args.rounds, args.seconds, Path(scratch))
     print(table(row))
-    if args.keep:
-        print(serving_plot.draw(row))
     harness.publish("serving", row, keep=args.keep)
 
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from report import table
+from report_tables import table
 
 from tdm_serve.models.architectures import architecture_of, parts
 from tdm_serve.models.entries import EMBEDDED, Entry, catalogue

@@ -1,0 +1,92 @@
+"""Quality: the strict score of what is shipped by category, and the score against network evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from report_tables import METRICS, ROOT, Row, latest, machine, plot, results, rows, section, table
+
+TRAINED_NFE = 4  # of the students; rows of quality.jsonl say so themselves
+METHODS = {"default-teacher": "teacher", "default-tdm": "TDM", "default": "TDM-R1"}
+
+
+def shipped() -> list[str]:
+    """Strict score by category for every model and split that was measured."""
+    found = list(latest(rows(METRICS), "model", "split", "nfe", "guidance").values())
+    first = found[0]
+    categories = list(first["categories"])
+    intro = (
+        f"Strict score (everything right, or 0) on {first['n']} prompts, one picture each. The combinations of "
+        "held-out prompts never occur in training; those of `val` do. Evaluations (NFE) are counted; a guidance pair "
+        "is two, and guidance 1 is none."
+    )
+    command = f"`tdm-serve eval MODEL --split SPLIT --n {first['n']} --results {METRICS.relative_to(ROOT)}`"
+    body = [
+        [f"`{row['model']}`", row["split"], str(row["nfe"]), f"{row['guidance']:g}", f"**{row['strict']:.3f}**"]
+        + [f"{row['soft']:.3f}"]
+        + [f"{row['categories'][name]['strict']:.2f}" for name in categories]
+        for row in sorted(found, key=lambda row: (row["split"], -row["nfe"]))
+    ]
+    header = ["model", "split", "NFE", "guidance", "all", "soft", *(name.replace("_", " ") for name in categories)]
+    return section("## Quality", intro, table(header, body), source=f"{command}; {machine(first)}.")
+
+
+def against_nfe() -> list[Row]:
+    """One row for every model, steps and guidance, in the order of evaluations: those of quality.py, and before it was
+    run those of `tdm-serve eval` in nfe.jsonl.
+    """
+    found = results("quality") or [_as_quality(row) for row in results("nfe")]
+    newest = latest(found, "model", "nfe", "guidance").values()
+    return sorted(newest, key=lambda row: (list(METHODS).index(row["model"]), row["nfe"]))
+
+
+def _as_quality(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {"untrained": row["model"] != "default-teacher" and row["nfe"] != TRAINED_NFE}
+
+
+def score_table(found: Sequence[Row]) -> list[str]:
+    """One line a row; without an interval where none was computed."""
+    body = [
+        [
+            f"`{row['model']}`",
+            str(row["nfe"]) + (" (untrained)" if row["untrained"] else ""),
+            f"{row['guidance']:g}",
+            f"**{row['strict']:.3f}**",
+            f"{row['strict_low']:.3f} to {row['strict_high']:.3f}" if "strict_low" in row else "",
+            f"{row['soft']:.3f}",
+        ]
+        for row in found
+    ]
+    return table(["model", "NFE", "guidance", "strict", "95 % interval", "soft"], body)
+
+
+def nfe() -> list[str]:
+    """The score of teacher, TDM and TDM-R1 at several counts of evaluations."""
+    found = against_nfe()
+    if not found:
+        return []
+    intro = (
+        f"Strict score on {found[0]['n']} prompts, one picture each. *Untrained* counts are those that a student was "
+        "not trained for; hollow in the plot."
+    )
+    ran = "python benchmarks/quality.py --keep" if results("quality") else "tdm-serve eval MODEL"
+    return section(
+        "## Score against network evaluations",
+        intro,
+        plot("nfe", "Strict score of teacher, TDM and TDM-R1 against network evaluations"),
+        score_table(found),
+        source=f"`{ran}`; {machine(*found)}.",
+    )
+
+
+def short() -> list[str]:
+    """The README's picture of the same."""
+    found = against_nfe()
+    if not found:
+        return []
+    caption = (
+        f"*Strict score on {found[0]['n']} prompts. Hollow points are counts that a student was not trained for "
+        "(table in `docs/benchmarks.md`).*"
+    )
+    return [*plot("nfe", "Strict score against network evaluations", "docs/plots"), "", caption, ""]
