@@ -15,30 +15,35 @@ from report_tables import Row, results
 from report_training import HELPERS, LEVER
 
 PANELS = {"reward": "reward of the rollouts", "val_soft": "soft score (val)", "val_palette_error": "palette error"}
+OFF = 1.0  # guidance
+TICKS = (1, 2, 4, 8, 16, 25, 50)
 LOWEST_SOFT = 0.65  # what collapses leaves the panel
 
 
 def scores() -> list[dict[str, Any]] | None:
     """Points of score against evaluations, a model's in order."""
-    names = ("model", "nfe", "strict", "strict_low", "strict_high", "untrained")
-    return [{name: row[name] for name in names if name in row} for row in nfe_rows()] or None
+    names = ("model", "nfe", "guidance", "strict", "strict_low", "strict_high", "untrained")
+    return [{name: row[name] for name in names} for row in nfe_rows()] or None
 
 
 def against_nfe(found: Sequence[Row]) -> Figure:
-    """Strict score over network evaluations, one line a model; hollow where a student was not trained for them."""
+    """Strict score over network evaluations; hollow where a student was not trained for them.
+
+    One line a model, and one more where it was also measured with guidance.
+    """
     figure, [axes] = panels(6.6, 4.2)
-    for model, label in METHODS.items():
-        points = [row for row in found if row["model"] == model]
-        across, up = [row["nfe"] for row in points], [row["strict"] for row in points]
-        (line,) = axes.plot(across, up, label=label)
-        if points and all("strict_low" in row for row in points):
-            low, high = ([row[name] for row in points] for name in ("strict_low", "strict_high"))
-            axes.fill_between(across, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
+    for model, guided in dict.fromkeys((row["model"], row["guidance"] != OFF) for row in found):
+        points = [row for row in found if (row["model"], row["guidance"] != OFF) == (model, guided)]
+        across, up, low, high = (
+            [row[name] for row in points] for name in ("nfe", "strict", "strict_low", "strict_high")
+        )
+        (line,) = axes.plot(across, up, label=METHODS[model] + (", guided" if guided else ""))
+        axes.fill_between(across, low, high, alpha=0.15, color=line.get_color(), linewidth=0)
         for row in points:
             face = "none" if row["untrained"] else line.get_color()
             axes.plot(row["nfe"], row["strict"], "o", color=line.get_color(), markerfacecolor=face)
     axes.set(xscale="log", xlabel="network evaluations a picture (a guidance pair is two)", ylabel="strict score")
-    axes.set_xticks(ticks := sorted({row["nfe"] for row in found}), map(str, ticks))
+    axes.set_xticks(TICKS, map(str, TICKS))
     axes.minorticks_off()
     axes.set_ylim(bottom=0)
     axes.legend()

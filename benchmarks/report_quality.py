@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from report_tables import METRICS, ROOT, Row, latest, machine, plot, results, rows, section, table
 
-TRAINED_NFE = 4  # of the students; rows of quality.jsonl say so themselves
 METHODS = {"default-teacher": "teacher", "default-tdm": "TDM", "default": "TDM-R1"}
 
 
@@ -33,27 +31,20 @@ def shipped() -> list[str]:
 
 
 def against_nfe() -> list[Row]:
-    """One row for every model, steps and guidance, in the order of evaluations: those of quality.py, and before it was
-    run those of `tdm-serve eval` in nfe.jsonl.
-    """
-    found = results("quality") or [_as_quality(row) for row in results("nfe")]
-    newest = latest(found, "model", "nfe", "guidance").values()
-    return sorted(newest, key=lambda row: (list(METHODS).index(row["model"]), row["nfe"]))
-
-
-def _as_quality(row: dict[str, Any]) -> dict[str, Any]:
-    return row | {"untrained": row["model"] != "default-teacher" and row["nfe"] != TRAINED_NFE}
+    """The newest row of every model, guidance and count of evaluations, in that order."""
+    newest = latest(results("quality"), "model", "nfe", "guidance").values()
+    return sorted(newest, key=lambda row: (list(METHODS).index(row["model"]), row["nfe"], row["guidance"]))
 
 
 def score_table(found: Sequence[Row]) -> list[str]:
-    """One line a row; without an interval where none was computed."""
+    """One line a row."""
     body = [
         [
             f"`{row['model']}`",
             str(row["nfe"]) + (" (untrained)" if row["untrained"] else ""),
             f"{row['guidance']:g}",
             f"**{row['strict']:.3f}**",
-            f"{row['strict_low']:.3f} to {row['strict_high']:.3f}" if "strict_low" in row else "",
+            f"{row['strict_low']:.3f} to {row['strict_high']:.3f}",
             f"{row['soft']:.3f}",
         ]
         for row in found
@@ -70,13 +61,12 @@ def nfe() -> list[str]:
         f"Strict score on {found[0]['n']} prompts, one picture each. *Untrained* counts are those that a student was "
         "not trained for; hollow in the plot."
     )
-    ran = "python benchmarks/quality.py --keep" if results("quality") else "tdm-serve eval MODEL"
     return section(
         "## Score against network evaluations",
         intro,
         plot("nfe", "Strict score of teacher, TDM and TDM-R1 against network evaluations"),
         score_table(found),
-        source=f"`{ran}`; {machine(*found)}.",
+        source=f"`python benchmarks/quality.py --keep`; {machine(*found)}.",
     )
 
 
