@@ -12,6 +12,8 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c const
 
 # As in pyproject.toml's extra `tensorrt-rtx`, where their versions are pinned to each other.
 RTX := onnxruntime-ep-nv-tensorrt-rtx-cu13==0.5.0 tensorrt-rtx-cu13-bindings==1.7.1.116
+# TensorRT itself cannot be had where CI runs; its Python bindings are held against ours.
+TENSORRT := tensorrt-cu13-bindings==11.4.0.106
 
 export OMP_WAIT_POLICY := PASSIVE
 # Nothing here needs a model from the network.
@@ -54,6 +56,7 @@ $(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e '.[all,test]'
 	$(PIP) --no-deps --upgrade --target $(VENV)/fp8 torchao # apart, for tests/tdm_serve/test_quantise.py
 	$(PIP) --no-deps --upgrade --target $(VENV)/rtx $(RTX) # apart, proprietary; for tests/tdm_exporters/test_tensorrt_rtx.py
+	$(PIP) --no-deps --upgrade --target $(VENV)/tensorrt $(TENSORRT) # apart, proprietary; for tests/tdm_exporters/test_tensorrt_plugin.py
 	@touch $(VENV)/.core $@
 
 # Newest versions that fit pyproject.toml, from a fresh environment. Run the tests before committing the result.
