@@ -50,7 +50,7 @@ def test_all_holds_what_installs_without_a_gpu(project: dict[str, Any]) -> None:
     extras = project["project"]["optional-dependencies"]
     names = {"demo", "finetune", "kernels", "onnx", "serve", "tracing"}
     assert extras["all"] == [f"tdm-serve[{','.join(sorted(names))}]"]
-    assert set(extras) == names | {"all", "fp8", "onnx-gpu", "tensorrt", "test"}
+    assert set(extras) == names | {"all", "fp8", "onnx-gpu", "tensorrt", "tensorrt-rtx", "test"}
 
 
 def test_every_direct_dependency_is_constrained(root: Path, project: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shutil
@@ -32,21 +31,6 @@ def test_the_options_exist(text: str) -> None:
     named = set(re.findall(r"`(--[a-z-]+)", text)) - {"--backend"}
     assert len(named) > 5
     assert named <= set(parser._option_string_actions)
-
-
-def test_its_numbers_are_measured_ones(text: str, root: Path) -> None:
-    """Those of the last row that benchmarks/export.py kept."""
-    row = json.loads((root / "benchmarks" / "results" / "export.jsonl").read_text().splitlines()[-1])
-    for batch, sides in row["milliseconds"].items():
-        for name, stages in sides.items():
-            ratio = row["eager_over"][batch].get(name)
-            times = " | ".join(f"{stages[stage]['p50']:.1f}" for stage in ("text", "denoise", "decode", "total"))
-            faster = f"{ratio['p50']:.2f}x" if ratio else ""
-            assert f"| {batch} | {name} | {times} | {faster} |" in text
-    scores = {name: engine["score"] for name, engine in row["engines"].items()}
-    assert f"{scores['onnx int8']['before']:.3f} before and {scores['onnx int8']['after']:.3f} after" in text
-    megabytes = {name: sum(engine["mb"].values()) for name, engine in row["engines"].items()}
-    assert f"{megabytes['onnx']:.1f} MB in float32, {megabytes['onnx int8']:.1f} MB in int8" in text
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import pytest
 FOLDER = Path(__file__).with_name("interpreted")
 FILES = sorted(path.name for path in FOLDER.glob("test_*.py"))
 SLOW = [name for name in FILES if "pytest.mark.slow" in (FOLDER / name).read_text()]
-QUICK = ("test_attention.py", "test_interpreter_defects.py", "test_wired.py")  # the others come with the slow tests
+QUICK = ("test_attention.py", "test_interpreter_defects.py")  # the others come with the slow tests
 
 
 def test_there_are_files() -> None:
