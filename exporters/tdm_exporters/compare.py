@@ -1,19 +1,24 @@
-"""An engine beside eager execution, graph by graph: both get what eager computed, at every step of fixed pictures."""
+"""An engine beside eager execution, graph by graph: while it makes fixed pictures, every call goes to both.
+
+Each graph gets what eager computed before it, so errors do not add up. What is common to graphs and eager, a family's
+tokens and padding, is compared by whole pictures (`verify`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from tdm_exporters.parts import Part
 from tdm_serve.artifact import Size
+from tdm_serve.backends.parts import Parts
 from tdm_serve.core import Request
 from tdm_serve.engine import Engine
-from tdm_serve.models.autoencoder import decode
-from tdm_serve.models.families.zimage import ZImage
 
 PROMPTS = ("two red circles", "a blue ring to the left of a yellow star", "a white cross")
 SEED = 1000
@@ -44,54 +49,84 @@ def error(ours: Tensor, eager: Tensor) -> Error:
     return Error(float(away.max() / (size.max() + tiny)), float(away.mean() / (size.mean() + tiny)))
 
 
+class Beside:
+    """The graphs of an engine; while it `watch`es, eager functions run beside them, and theirs are the results."""
+
+    def __init__(self, eager: Mapping[str, Callable[..., Tensor]]) -> None:
+        """`eager` by part, each with the part's inputs in their order."""
+        self._eager = eager
+        self._parts: Any = None
+        self._where = ""
+        self.found: list[Found] = []
+
+    @classmethod
+    def of(cls, parts: Sequence[Part]) -> Beside:
+        return cls({part.name: part.expected for part in parts})
+
+    def over(self, parts: Parts) -> Beside:
+        """Puts itself before the graphs that are opened."""
+        self._parts = parts
+        return self
+
+    @property
+    def exact_on_cpu(self) -> bool:
+        return self._parts.exact_on_cpu
+
+    @contextmanager
+    def watch(self, where: str) -> Generator[None]:
+        """Compares every call of the block; `where` is for people."""
+        self._where = where
+        try:
+            yield
+        finally:
+            self._where = ""
+
+    def run(self, part: str, inputs: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
+        output = self._parts.run(part, inputs, shape)
+        if not self._where:
+            return output
+        expected = self._eager[part](*inputs.values())
+        self.found.append(Found(part, self._where, error(output, expected)))
+        return expected
+
+
 def requests(sizes: Sequence[Size]) -> list[Request]:
-    """The pictures that are compared: every prompt in every size."""
+    """The pictures that are compared: every prompt in every size, cut where an engine reads less of it."""
     return [
-        Request(prompt, SEED + index, width, height) for width, height in sizes for index, prompt in enumerate(PROMPTS)
+        Request(prompt, SEED + index, width, height, truncate_prompt=True)
+        for width, height in sizes
+        for index, prompt in enumerate(PROMPTS)
     ]
 
 
 @torch.inference_mode()
-def compare(eager: Engine, exported: Engine, sizes: Sequence[Size], batch: int) -> Iterator[Found]:
-    """Every graph on every picture, one picture at a time, and the denoiser on a full batch."""
-    ours, theirs = _family(exported), _family(eager)
+def compare(exported: Engine, beside: Beside, sizes: Sequence[Size], batch: int) -> list[Found]:
+    """Every graph on every picture, one picture at a time, and the denoiser on a full batch.
+
+    `exported` runs on `beside`.
+    """
     for request in requests(sizes):
-        yield from _one(eager, theirs, ours, request)
+        _one(exported, beside, request)
     for width, height in sizes:
-        yield _batch(eager, theirs, ours, [Request(PROMPTS[0], SEED + i, width, height) for i in range(batch)])
+        wanted = [Request(PROMPTS[0], SEED + i, width, height, truncate_prompt=True) for i in range(batch)]
+        with beside.watch(f"a batch of {batch}, {width}x{height}"):
+            samples = exported.start(wanted)
+            each = ((one.latents, exported.model.timed(one.row, one.text), one.text) for one in samples)
+            columns = zip(*each, strict=True)
+            latents, modulation, text = (torch.cat(column) for column in columns)
+            exported.model.denoiser(latents.to(exported.model.dtype), modulation, text)
+    return beside.found
 
 
-def _one(engine: Engine, theirs: ZImage, ours: ZImage, request: Request) -> Iterator[Found]:
+def _one(engine: Engine, beside: Beside, request: Request) -> None:
     what = f"{request.prompt!r}, {request.width}x{request.height}"
-    tokens = theirs.tokens(request.prompt)
-    [features] = theirs.encode([tokens])
-    yield Found("text_encoder", what, error(ours.encode([tokens])[0], features))
-    [sample] = engine.start([request])
-    yield Found("refiner", what, error(ours.refine(features, sample.text.shape[1]), sample.text))
+    with beside.watch(what):
+        [sample] = engine.start([request])
     while not sample.done:
-        where, row = f"step {sample.index + 1} of {what}", sample.row
-        modulation = theirs.timed(row, sample.text)
-        yield Found("modulation", where, error(ours.timed(row, sample.text), modulation))
-        inputs = sample.latents.to(theirs.dtype), modulation, sample.text
-        yield Found("denoiser", where, error(ours.denoiser(*inputs), theirs.denoiser(*inputs)))
-        engine.step([sample])
-    raw = sample.latents.to(theirs.dtype) / theirs.scale + theirs.shift
-    yield Found("decoder", what, error(decode(ours.vae, raw), decode(theirs.vae, raw)))
-
-
-def _batch(engine: Engine, theirs: ZImage, ours: ZImage, wanted: Sequence[Request]) -> Found:
-    """Pictures in one forward; eager's own, one by one."""
-    samples = engine.start(wanted)
-    inputs = [(one.latents.to(theirs.dtype), theirs.timed(one.row, one.text), one.text) for one in samples]
-    expected = torch.cat([theirs.denoiser(*each) for each in inputs])
-    together = ours.denoiser(*(torch.cat(column) for column in zip(*inputs, strict=True)))
-    what = f"a batch of {len(wanted)}, {wanted[0].width}x{wanted[0].height}"
-    return Found("denoiser", what, error(together, expected))
-
-
-def _family(engine: Engine) -> ZImage:
-    assert isinstance(engine.model, ZImage)
-    return engine.model
+        with beside.watch(f"step {sample.index + 1} of {what}"):
+            engine.step([sample])
+    with beside.watch(what):
+        engine.model.decode([sample.latents])
 
 
 def worst(found: Sequence[Found]) -> Mapping[str, Found]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from tdm_exporters import int8, onnx_format, pt2_format
+from tdm_exporters.compare import Beside
 from tdm_exporters.families import EXPORTABLE
 from tdm_exporters.options import Options
 from tdm_exporters.parts import Limits, Part
@@ -47,11 +48,12 @@ def export(options: Options) -> Report | None:
     loaded = load(options.checkpoint, "cpu", DTYPE_NAMES[options.dtype or "fp32"])
     blank = _artifact(options, loaded, sizes, tokens)
     with staging(options.output, _fingerprint(blank, options)) as stage:
-        artifact = replace(blank, parts=_write_parts(options, loaded, blank, stage))
+        parts = _parts(loaded, blank)
+        artifact = replace(blank, parts=_write_parts(options, parts, stage))
         write_artifact(stage.folder, artifact)
         report = None
         if options.verify:
-            report = _verified(options, loaded, artifact, stage)
+            report = _verified(options, loaded, parts, artifact, stage)
             if report.failures:
                 stage.drop()
                 return report
@@ -80,6 +82,11 @@ def _sizes(options: Options, spec: ModelSpec) -> tuple[Size, ...]:
 
 
 def _tokens(options: Options, spec: ModelSpec) -> int:
+    if options.text not in (None, spec.max_prompt_tokens) and not EXPORTABLE[spec.family].shortens:
+        raise InvalidRequest(
+            f"--text-len is {options.text}, but family {spec.family!r} attends to the padding behind a prompt, so that "
+            f"another length makes other pictures; leave it out, which is {spec.max_prompt_tokens}"
+        )
     if options.text is not None and options.text > spec.max_prompt_tokens:
         raise InvalidRequest(f"--text-len is {options.text}; {spec.id} reads at most {spec.max_prompt_tokens} tokens")
     return options.text or spec.max_prompt_tokens
@@ -119,10 +126,13 @@ def _fingerprint(artifact: Artifact, options: Options) -> Mapping[str, Any]:
     return asdict(artifact) | {"body": options.body}
 
 
-def _write_parts(options: Options, loaded: Loaded, artifact: Artifact, stage: Staging) -> dict[str, Any]:
+def _parts(loaded: Loaded, artifact: Artifact) -> list[Part]:
+    limits = Limits(artifact.batch, artifact.sizes, artifact.text)
     with torch.no_grad():
-        limits = Limits(artifact.batch, artifact.sizes, artifact.text)
-        parts = EXPORTABLE[artifact.family].parts_of(loaded.model, limits)
+        return EXPORTABLE[artifact.family].parts_of(loaded.model, limits)
+
+
+def _write_parts(options: Options, parts: Sequence[Part], stage: Staging) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     for number, part in enumerate(parts, 1):
         started, known = time.perf_counter(), part.name in stage.done
@@ -136,7 +146,7 @@ def _write(options: Options, part: Part, folder: Path) -> Sequence[Path]:
     if options.kind == "pt2":
         return pt2_format.write(part, folder)
     files = onnx_format.write(part, folder, options.attention, options.body)
-    if options.quantise == "int8" and part.name in int8.PARTS:
+    if options.quantise == "int8" and part.name not in int8.KEPT:
         if len(files) > 1:
             raise InvalidRequest(
                 f"--quantise int8 takes graphs of at most {onnx_format.EXTERNAL_BYTES >> 30} GiB; {part.name} is larger"
@@ -145,12 +155,12 @@ def _write(options: Options, part: Part, folder: Path) -> Sequence[Path]:
     return files
 
 
-def _verified(options: Options, loaded: Loaded, artifact: Artifact, stage: Staging) -> Report:
+def _verified(options: Options, loaded: Loaded, parts: Sequence[Part], artifact: Artifact, stage: Staging) -> Report:
     """Compares, and seals the report into the manifest."""
     options.say("comparing with eager")
-    eager = Pipeline(Engine(loaded, "eager"))
-    opened, backend = load_exported(options.checkpoint, stage.folder, "auto", "cpu")
-    report = verify(eager, Pipeline(Engine(opened, backend)), artifact, options.score)
+    eager, beside = Pipeline(Engine(loaded, "eager")), Beside.of(parts)
+    opened, backend = load_exported(options.checkpoint, stage.folder, "auto", "cpu", wrap=beside.over)
+    report = verify(eager, Pipeline(Engine(opened, backend)), beside, artifact, options.score)
     write_atomically(stage.folder / REPORT, report.json().encode())
     write_artifact(stage.folder, replace(artifact, report=report_digest(stage.folder)))
     return report

@@ -24,4 +24,7 @@ class Exportable:
         return create(model, limits)
 
 
-EXPORTABLE = {"zimage": Exportable("tdm_exporters.zimage")}
+EXPORTABLE = {
+    "zimage": Exportable("tdm_exporters.zimage"),
+    "sd3": Exportable("tdm_exporters.sd3", shortens=False),
+}

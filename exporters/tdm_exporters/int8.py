@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-PARTS = ("denoiser", "refiner", "text_encoder")  # the modulation is tiny, and the decoder has convolutions
+KEPT = ("modulation", "decoder")  # the modulation is tiny, and the decoder has convolutions
 
 
 def quantise(path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tdm_serve.artifact import Size
 from tdm_serve.errors import InvalidRequest, OutputError
+from tdm_serve.models.catalog import Reference
 from tdm_serve.pipeline import Pipeline
 
 Score = Callable[[Pipeline], float]  # a strict score of a model, between 0 and 1
@@ -24,7 +25,7 @@ class Options:
     `score` is measured before and after, where there is one. `say` gets a line for every part.
     """
 
-    checkpoint: str
+    checkpoint: Reference
     kind: str
     output: Path
     dtype: str | None = None

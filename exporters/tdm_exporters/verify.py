@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tdm_exporters.compare import Found, compare, requests, worst
+from tdm_exporters.compare import Beside, Found, compare, requests, worst
 from tdm_exporters.options import Score
 from tdm_serve.artifact import Artifact
 from tdm_serve.machine import stamp
@@ -59,10 +59,10 @@ def tolerance_of(artifact: Artifact) -> Tolerance:
     return TOLERANCES[artifact.dtype if artifact.quantise == "none" else artifact.quantise]
 
 
-def verify(eager: Pipeline, exported: Pipeline, artifact: Artifact, score: Score | None) -> Report:
-    """Compares two pipelines over one checkpoint."""
+def verify(eager: Pipeline, exported: Pipeline, beside: Beside, artifact: Artifact, score: Score | None) -> Report:
+    """Compares two pipelines over one checkpoint; the exported one runs on `beside`, which knows eager's functions."""
     allowed = tolerance_of(artifact)
-    found = list(compare(eager.engine, exported.engine, artifact.sizes, artifact.batch))
+    found = compare(exported.engine, beside, artifact.sizes, artifact.batch)
     picture = _pictures(eager, exported, artifact)
     scores = None if score is None else {"before": score(eager), "after": score(exported)}
     return Report(

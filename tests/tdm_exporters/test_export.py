@@ -11,16 +11,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_checkpoint import Made, checkpoint, options
 
 from tdm_exporters import verify
+from tdm_exporters.compare import Beside
 from tdm_exporters.export import export
+from tdm_exporters.families import EXPORTABLE
 from tdm_exporters.options import Options
+from tdm_exporters.parts import Limits
 from tdm_exporters.verify import TOLERANCES, Tolerance, tolerance_of
 from tdm_serve import Pipeline
 from tdm_serve.artifact import read_artifact
+from tdm_serve.backends.exported import load_exported
 from tdm_serve.cli.main import main
+from tdm_serve.engine import Engine
 from tdm_serve.errors import InvalidRequest, OutputError
+from tdm_serve.models.load import load
 
 
 def test_an_interrupted_export_goes_on_behind_its_last_part(made: Made) -> None:
@@ -152,10 +159,15 @@ def test_what_cannot_be_exported_is_refused(tiny: Path, tmp_path: Path, change: 
 
 
 def test_verification_finds_other_weights(tiny: Path, made: Made, tmp_path: Path) -> None:
-    """Two checkpoints of one shape: every graph is off, and the worst is named first."""
-    other = Pipeline.from_pretrained(checkpoint(tmp_path / "other", seed=9))
+    """An engine beside a checkpoint of the same shape: every graph is off, and the worst is named first."""
     artifact = read_artifact(made.engine)
-    report = verify.verify(Pipeline.from_pretrained(tiny), other, artifact, score=lambda one: float(one is not other))
+    other = load(checkpoint(tmp_path / "other", seed=9), "cpu", "float32")
+    with torch.no_grad():
+        parts = EXPORTABLE["zimage"].parts_of(other.model, Limits(artifact.batch, artifact.sizes, artifact.text))
+    beside = Beside.of(parts)
+    opened, backend = load_exported(tiny, made.engine, "auto", "cpu", wrap=beside.over)
+    ours, theirs = Pipeline(Engine(opened, backend)), Pipeline(Engine(other))
+    report = verify.verify(theirs, ours, beside, artifact, score=lambda one: float(one is theirs))
     assert {failure.partition(":")[0] for failure in report.failures[:5]} == set(artifact.parts)
     worst = max(report.parts.values(), key=lambda row: row["largest_relative"])
     assert worst["worst"] in report.failures[0]

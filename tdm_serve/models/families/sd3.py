@@ -7,9 +7,9 @@ is refused, unless a request allows that it is cut. Then each encoder reads as f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,14 +35,17 @@ class SD3(Family):
     denoiser: SD3Denoiser
 
     def load_text(self) -> None:
+        self.load_readers()
+        self.clips = [self.encoder(CLIPTextModelWithProjection, name) for name in ("text_encoder", "text_encoder_2")]
+        self.t5 = self.encoder(T5EncoderModel, "text_encoder_3") if self.has_t5 else None
+
+    def load_readers(self) -> None:
+        """The tokenizers."""
         base, limit = self.spec.base, self.spec.max_prompt_tokens
         self.readers = [Reader(base / "tokenizer"), Reader(base / "tokenizer_2")]
-        names = ("text_encoder", "text_encoder_2")
-        self.clips = [self.encoder(CLIPTextModelWithProjection, name) for name in names]
-        self.t5 = None
-        if FAMILIES["sd3"].present(base, ("text_encoder_3",)):
+        self.has_t5 = bool(FAMILIES["sd3"].present(base, ("text_encoder_3",)))
+        if self.has_t5:
             self.readers.append(Reader(base / "tokenizer_3", limit))
-            self.t5 = self.encoder(T5EncoderModel, "text_encoder_3")
         self.length = self.readers[0].length + limit + 1  # CLIP's, T5's, and the pooled embedding
 
     def load_denoiser(self, specs: Sequence[ModelSpec], adapters: Adapters) -> None:
@@ -50,23 +53,31 @@ class SD3(Family):
         self.versions = with_versions(denoiser, network, specs, adapters)
         del network  # or the weights would stay behind where they were
         self.denoiser = self.ready(denoiser.pack()).use_kernels()
+        self.start_tables()
+
+    def start_tables(self) -> None:
+        """No modulation is kept yet."""
         self._tables: dict[tuple[int, float, Variant], tuple[Tensor, Tensor]] = {}
 
     def load_network(self) -> tuple[nn.Module, SD3Denoiser, int]:
         """The transformer of the base, the denoiser over its parameters, and the latents' channels."""
         transformer = self.placement.network(SD3Transformer2DModel, self.spec.base / "transformer")
-        self.width = int(transformer.config["joint_attention_dim"])  # of text features
-        self.pooled = int(transformer.config["pooled_projection_dim"])
+        self.read_config(transformer.config)
         denoiser = SD3Denoiser(transformer)
-        self.patch = denoiser.patch
-        self.longest = int(transformer.config["pos_embed_max_size"]) * denoiser.patch
         return transformer, denoiser, denoiser.channels
+
+    def read_config(self, config: Mapping[str, Any]) -> None:
+        """What the transformer's configuration says of texts and sizes."""
+        self.width = int(config["joint_attention_dim"])  # of text features
+        self.pooled = int(config["pooled_projection_dim"])
+        self.patch = int(config["patch_size"])
+        self.longest = int(config["pos_embed_max_size"]) * self.patch
 
     def tokens(self, prompt: str, truncate: bool = False) -> list[int]:  # noqa: ARG002 - every reader has one length
         return list(chain.from_iterable(reader.fitted(prompt) for reader in self.readers))
 
     def count(self, prompt: str) -> int:
-        return len(self.readers[-1].ids(prompt)) if self.t5 is not None else len(self.readers[0].ids(prompt))
+        return len(self.readers[-1].ids(prompt)) if self.has_t5 else len(self.readers[0].ids(prompt))
 
     def check_prompt(self, prompt: str, param: str = "prompt", truncate: bool = False) -> int:
         """Both CLIP tokenizers split alike, so the first one speaks for them."""
@@ -86,17 +97,23 @@ class SD3(Family):
     def _encoded(self, ids: Tensor) -> Tensor:
         """(B, length, C) of ids (B, all tokenizers' lengths)."""
         first, second, *third = ids.split([reader.length for reader in self.readers], dim=1)
-        outputs = [
-            clip(part, output_hidden_states=True) for clip, part in zip(self.clips, (first, second), strict=True)
-        ]
-        words = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)  # (B, 77, both widths)
-        pooled = torch.cat([output.text_embeds for output in outputs], dim=-1).unsqueeze(1)  # (B, 1, P)
-        if self.t5 is None:
-            rest = words.new_zeros(len(words), self.spec.max_prompt_tokens, self.width)
-        else:
-            rest = cast(Tensor, self.t5(third[0])[0])  # padding attended, as the models were trained
+        clips = [self.read_clip(index, part) for index, part in enumerate((first, second))]
+        words = torch.cat([one for one, _ in clips], dim=-1)  # (B, 77, both widths)
+        pooled = torch.cat([one for _, one in clips], dim=-1).unsqueeze(1)  # (B, 1, P)
+        empty = (len(words), self.spec.max_prompt_tokens, self.width)
+        rest = self.read_t5(third[0]) if self.has_t5 else words.new_zeros(empty)
         width = max(self.width, self.pooled)
         return torch.cat([F.pad(part, (0, width - part.shape[-1])) for part in (words, rest.to(words), pooled)], dim=1)
+
+    def read_clip(self, index: int, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Second to last hidden state (B, 77, C) and pooled embedding (B, P) of ids (B, 77)."""
+        output = self.clips[index](ids, output_hidden_states=True)
+        return output.hidden_states[-2], output.text_embeds
+
+    def read_t5(self, ids: Tensor) -> Tensor:
+        """(B, T, C) of ids (B, T); padding is attended, as the models were trained."""
+        assert self.t5 is not None
+        return self.t5(ids)[0]
 
     def refine(self, features: Tensor, length: int, version: Variant = BASE) -> Tensor:
         """Text (1, length, D): projected tokens, and the projected pooled embedding as the last row."""

@@ -205,7 +205,7 @@ class SD3Denoiser(nn.Module):
             row += count
         x = project(self.out, normed(x, table[:, row + 1], table[:, row]), route)  # (B, S, patch * patch * C)
         x = x.unflatten(1, (height, width)).unflatten(-1, (self.patch, self.patch, -1))
-        return x.permute(0, 5, 1, 3, 2, 4).reshape(len(x), -1, *latents.shape[-2:])
+        return x.permute(0, 5, 1, 3, 2, 4).reshape(x.shape[0], -1, *latents.shape[-2:])
 
     def _embed(self, latents: Tensor) -> Tensor:
         """Patches of latents (B, C, H, W) as tokens (B, S, D) with their positions."""
