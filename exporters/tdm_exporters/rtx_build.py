@@ -14,23 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tdm_exporters.network import Span, listener, mark_refittable, parse, profile_of
 from tdm_exporters.rtx_library import bindings, capabilities
 from tdm_serve.errors import BackendUnavailable, InvalidRequest
 from tdm_serve.files import write_atomically
 
 NO_KERNEL = "not supported by a dedicated kernel"
 NO_GPU = "CHECK(status == CUDA_SUCCESS) failed"
-
-Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """The shapes that an input may have: smallest, the one that kernels are chosen for, and largest."""
-
-    least: Shape
-    usual: Shape
-    most: Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +55,13 @@ def build(graph: Path, engine: Path, target: Target) -> Built:
     MissingExtra without its packages.
     """
     trt, chosen = bindings(), capabilities(target.compute_capabilities)
-    log = _listener(trt)
+    log = listener(trt)
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, log)
-    if not parser.parse_from_file(str(graph)):
-        reasons = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
-        raise InvalidRequest(f"TensorRT-RTX cannot read {graph.name}: {reasons}")
-    _mark_refittable(network, target.refit, graph)
+    parse(trt.OnnxParser(network, log), graph, "TensorRT-RTX")
+    mark_refittable(network, target.refit, graph)
     config = _configuration(trt, builder, chosen, bool(target.refit))
-    config.add_optimization_profile(_profile(builder, network, target.profile, graph))
+    config.add_optimization_profile(profile_of(builder, network, target.profile, graph))
     made = builder.build_serialized_network(network, config)
     if made is None:
         if target.refit and any(NO_GPU in error for error in log.errors):
@@ -82,21 +69,6 @@ def build(graph: Path, engine: Path, target: Target) -> Built:
         raise InvalidRequest(_refusal(graph, log.errors))
     write_atomically(engine, bytes(made))
     return _facts(trt, network, target, made.nbytes)
-
-
-def _listener(trt: Any) -> Any:
-    """A logger that keeps errors for the sentence that the user gets."""
-
-    class Listener(trt.ILogger):
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.ERROR:
-                self.errors.append(message)
-
-    return Listener()
 
 
 def _configuration(trt: Any, builder: Any, chosen: Iterable[Any], refit: bool) -> Any:
@@ -108,33 +80,6 @@ def _configuration(trt: Any, builder: Any, chosen: Iterable[Any], refit: bool) -
     if refit:
         config.set_flag(trt.BuilderFlag.REFIT_INDIVIDUAL)
     return config
-
-
-def _profile(builder: Any, network: Any, spans: Mapping[str, Span], graph: Path) -> Any:
-    """Every input with open axes has a span that fits them. Raises InvalidRequest."""
-    profile = builder.create_optimization_profile()
-    for index in range(network.num_inputs):
-        tensor = network.get_input(index)
-        shape: Shape = tuple(tensor.shape)
-        if -1 not in shape:
-            continue
-        span = spans.get(tensor.name)
-        if span is None or not all(_fits(shape, one) for one in (span.least, span.usual, span.most)):
-            raise InvalidRequest(f"{graph.name}: the profile of {tensor.name} is {span}; its shape is {shape}")
-        if not all(low <= usual <= high for low, usual, high in zip(span.least, span.usual, span.most, strict=True)):
-            raise InvalidRequest(f"{graph.name}: the profile of {tensor.name} is {span}; sizes must not fall")
-        profile.set_shape(tensor.name, span.least, span.usual, span.most)
-    return profile
-
-
-def _fits(shape: Shape, chosen: Shape) -> bool:
-    return len(shape) == len(chosen) and all(a in (-1, b) for a, b in zip(shape, chosen, strict=True))
-
-
-def _mark_refittable(network: Any, names: Iterable[str], graph: Path) -> None:
-    for name in names:
-        if not network.mark_weights_refittable(name):
-            raise InvalidRequest(f"{graph.name} has no weight {name!r} that an engine could take anew")
 
 
 def _refusal(graph: Path, errors: list[str]) -> str:

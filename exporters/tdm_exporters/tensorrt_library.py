@@ -5,6 +5,7 @@ Its Python bindings install anywhere, and load only where the libraries (libnvin
 
 from __future__ import annotations
 
+import ctypes
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -40,3 +41,14 @@ def plugin_module() -> Any:
     """`tensorrt.plugin`, which says on import that it is experimental."""
     bindings()
     return import_module("tensorrt.plugin")
+
+
+def driver_version() -> int:
+    """The CUDA version that the driver speaks, such as 13000. Raises BackendUnavailable without a driver."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        raise BackendUnavailable(f"no NVIDIA driver is installed here: {error}") from error
+    version = ctypes.c_int()
+    driver.cuDriverGetVersion(ctypes.byref(version))
+    return version.value

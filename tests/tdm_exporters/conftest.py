@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # for tiny_checkpoint
 
@@ -51,3 +56,25 @@ def made(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
 @pytest.fixture(scope="session")
 def engine(made: Made) -> Path:
     return made.engine
+
+
+@pytest.fixture(scope="session")
+def with_stubs(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Runs a script beside NVIDIA's TensorRT bindings with empty libraries to link to; gives the JSON it ends with."""
+    folder, apart = tmp_path_factory.mktemp("stubs"), Path(sys.prefix) / "tensorrt"
+    assert apart.is_dir(), f"{apart} is missing; run `make test`"
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    assert compiler is not None, "a C compiler, which `--format pt2` needs as well"
+    for name in ("libnvinfer", "libnvinfer_plugin", "libnvonnxparser"):
+        source = Path(__file__).with_name("tensorrt_stub.c")
+        subprocess.run([compiler, "-shared", "-fPIC", "-o", folder / f"{name}.so.11", source], check=True)
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment |= {"LD_LIBRARY_PATH": str(folder), "PYTHONPATH": str(apart)}
+
+    def run(script: Path, *arguments: str) -> Any:
+        command = [sys.executable, script, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return run

@@ -7,12 +7,9 @@ here is that libnvinfer launches what it was told; `test_tensorrt_gpu.py` launch
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +26,7 @@ from tdm_serve.errors import BackendUnavailable, InvalidRequest, MissingExtra
 
 HERE = Path(__file__).parent
 APART = Path(sys.prefix) / "tensorrt"  # where `make test` puts the bindings
-LIBRARIES = ("libnvinfer", "libnvinfer_plugin", "libnvonnxparser")
+Script = Callable[..., Any]
 SHAPES = (
     {"batch": 2, "heads": 3, "queries": 333, "keys": 333},
     {"batch": 1, "heads": 24, "queries": 4097, "keys": 4250},
@@ -44,32 +41,11 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with libraries that the bindings link to, made by the C compiler that AOTInductor needs as well."""
-    folder = tmp_path_factory.mktemp("stubs")
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    assert compiler is not None, "a C compiler"
-    for name in LIBRARIES:
-        made = folder / f"{name}.so.11"
-        subprocess.run([compiler, "-shared", "-fPIC", "-o", made, HERE / "tensorrt_stub.c"], check=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def contract(stubs: Path) -> Mapping[str, Any]:
+def contract(with_stubs: Script) -> Mapping[str, Any]:
     """What NVIDIA's classes made of our plugin for compute capability 9.0."""
     assert APART.is_dir(), f"{APART} is missing; run `make test`"
     asked = {"capability": 90, "shapes": SHAPES, "cases": CASES | {"uncompiled": (PLAIN, "HALF", 64, None)}}
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, HERE / "tensorrt_contract.py", json.dumps(asked)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=environment | {"LD_LIBRARY_PATH": str(stubs), "PYTHONPATH": str(APART)},
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return with_stubs(HERE / "tensorrt_contract.py", json.dumps(asked))
 
 
 def launched(case: str, shape: Mapping[str, int], monkeypatch: pytest.MonkeyPatch) -> tuple[Any, ...]:

@@ -14,7 +14,8 @@ import torch
 from tiny_checkpoint import options
 
 from tdm_exporters.export import export
-from tdm_exporters.rtx_build import Built, Span, Target, build
+from tdm_exporters.network import Span
+from tdm_exporters.rtx_build import Built, Target, build
 from tdm_exporters.rtx_library import bindings, known_capabilities
 from tdm_serve.errors import BackendUnavailable, InvalidRequest, MissingExtra
 
