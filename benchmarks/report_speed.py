@@ -20,7 +20,7 @@ def throughput() -> list[str]:
         for size in sizes
         for block in ([f"{size}:"], by_batch([cell for cell in row["cells"] if cell["size"] == size]))
     ]
-    counts = ", ".join(map(str, sorted({cell["nfe"] for cell in row["cells"]})))
+    counts = ", ".join(map(str, sorted({cell["nfe"] for cell in row["cells"] if "nfe" in cell})))
     intro = (
         f"Pictures a second by backend and batch, {counts} evaluations a picture; in brackets without text and decoder."
     )
@@ -37,6 +37,8 @@ def by_batch(cells: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def rate(cell: Mapping[str, Any]) -> str:
+    if "failed" in cell:
+        return "not timed"
     whole = middle(cell["pictures_per_second"])
     denoise = cell.get("denoise_per_second")
     return plain(whole) + (f" ({plain(middle(denoise))})" if denoise is not None else "")

@@ -1,8 +1,9 @@
 """Pictures a second by backend, size and batch: prompt to PNG, and the denoiser alone.
 
 The default checkpoint, or another (`--model`); engines by `tdm-serve export` besides eager and compiled torch. Before a
-cell is timed its pictures must be eager's of the same batch, within 2 of 255 (int8 engines: whatever their own report
-allowed); a cell whose pictures are not has `failed` with the reason, and no speed. Prompts are others in every batch
+cell is timed its pictures must be eager's of the same batch, within 2 of 255; a cell whose pictures are not has
+`failed` with the reason, and no speed. An int8 engine makes other pictures that score alike, so it must have been
+verified by its export instead. Prompts are others in every batch
 and not cached, and backends take turns, batch by batch. A row is one run; its `cells` have `backend`, `size`, `batch`,
 `nfe`, and per batch `milliseconds` from prompt to PNG and `denoise_milliseconds` (p20, p50, p80), from whose medians
 come `pictures_per_second` and `denoise_per_second`.
@@ -46,6 +47,8 @@ def pipelines(model: str, device: str, engines: list[Path], compiled: bool) -> d
     for engine in engines:
         artifact = read_artifact(engine)
         name = artifact.kind if artifact.quantise == "none" else f"{artifact.kind} {artifact.quantise}"
+        if artifact.quantise != "none" and not artifact.report:
+            raise SystemExit(f"{engine} is {artifact.quantise} and was not verified; export it without --no-verify")
         found[name] = opened(model, device, "auto", engine)
     return found
 
