@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tdm_exporters.parts import Part
 from tdm_serve.errors import InvalidRequest
 
 Shape = tuple[int, ...]
@@ -19,6 +20,18 @@ class Span:
     least: Shape
     usual: Shape
     most: Shape
+
+
+def spans(part: Part) -> dict[str, Span]:
+    """A part's profile: all lengths that its graph takes, with kernels chosen for the largest."""
+    return {name: _span(tuple(tensor.shape), part.axes[name]) for name, tensor in part.inputs.items()}
+
+
+def _span(shape: Shape, axes: Mapping[int, Any]) -> Span:
+    """An axis without limits, or with None for them, is as long as in the example."""
+    limits = {axis: (int(one.min), int(one.max)) for axis, one in axes.items() if one is not None}
+    least, most = (tuple(limits.get(axis, (size, size))[end] for axis, size in enumerate(shape)) for end in (0, 1))
+    return Span(least, most, most)
 
 
 def listener(trt: Any) -> Any:

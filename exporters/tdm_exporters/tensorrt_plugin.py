@@ -80,19 +80,19 @@ def register(capability: int, *, lazy: bool = False) -> None:
             f"the attention plugin has no kernels for compute capability {capability / 10}; allowed: {allowed}. Export "
             "with --attention standard"
         )
-    known = _registered.setdefault("capability", capability)
-    if known != capability:
-        raise InvalidRequest(
-            f"this process has registered the attention plugin for compute capability {known / 10}, and "
-            f"{capability / 10} was asked for; build that engine in a process of its own"
-        )
-    for name in INPUTS.keys() - _names:
-        _register(name, capability, lazy)
-        _names.add(name)
+    for name in INPUTS:
+        known = _registered.get(name, capability)
+        if known != capability:
+            raise InvalidRequest(
+                f"this process has registered the attention plugin for compute capability {known / 10}, and "
+                f"{capability / 10} was asked for; build that engine in a process of its own"
+            )
+        if name not in _registered:
+            _register(name, capability, lazy)
+            _registered[name] = capability
 
 
-_registered: dict[str, int] = {}
-_names: set[str] = set()
+_registered: dict[str, int] = {}  # compute capabilities by plugin
 
 
 def _register(name: str, capability: int, lazy: bool) -> None:

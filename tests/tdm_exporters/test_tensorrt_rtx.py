@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import onnx
 import pytest
@@ -14,10 +15,14 @@ import torch
 from tiny_checkpoint import options
 
 from tdm_exporters.export import export
-from tdm_exporters.network import Span
+from tdm_exporters.network import Span, spans
+from tdm_exporters.parts import Limits
 from tdm_exporters.rtx_build import Built, Target, build
 from tdm_exporters.rtx_library import bindings, known_capabilities
+from tdm_exporters.zimage import parts_of
 from tdm_serve.errors import BackendUnavailable, InvalidRequest, MissingExtra
+from tdm_serve.models.families.zimage import ZImage
+from tdm_serve.models.load import load
 
 pytestmark = pytest.mark.slow  # for the exports; a build takes less than a second
 
@@ -25,20 +30,10 @@ APART = Path(sys.prefix) / "rtx"  # where `make test` puts TensorRT-RTX
 CONSUMER = ("8.6", "8.9", "12.0")
 ATTENTION = ("text_encoder", "refiner", "denoiser")
 
-BATCH = Span((1,), (2,), (3,))
-IDS = Span((1, 64), (2, 64), (3, 64))
-LATENTS = Span((1, 4, 8, 8), (2, 4, 16, 16), (3, 4, 16, 16))
-PROFILES: Mapping[str, Mapping[str, Span]] = {
-    "modulation": {"sigma": BATCH},
-    "text_encoder": {"ids": IDS, "mask": IDS},
-    "refiner": {"features": Span((1, 32, 24), (2, 32, 24), (3, 64, 24)), "lengths": BATCH},
-    "denoiser": {
-        "latents": LATENTS,
-        "modulation": Span((1, 9, 32), (2, 9, 32), (3, 9, 32)),
-        "text": Span((1, 32, 32), (2, 32, 32), (3, 64, 32)),
-    },
-    "decoder": {"latents": LATENTS},
-}
+PARTS = ("modulation", "text_encoder", "refiner", "denoiser", "decoder")
+
+Profiles = Mapping[str, Mapping[str, Span]]
+Build = Callable[..., Built]
 
 
 @pytest.fixture
@@ -59,18 +54,40 @@ def graphs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str,
     return {name: folder / name for name in asked}
 
 
+@pytest.fixture(scope="module")
+def profiles(tiny: Path) -> Profiles:
+    """Of all parts, for the sizes, batches and texts of `options`."""
+    model = cast(ZImage, load(str(tiny), "cpu", "float32").model)
+    with torch.no_grad():
+        return {part.name: spans(part) for part in parts_of(model, Limits(3, ((128, 128), (64, 96)), 64))}
+
+
 def attention_nodes(graph: Path) -> int:
     return sum(node.op_type == "Attention" for node in onnx.load(str(graph)).graph.node)
 
 
-def built(folder: Path, part: str, engine: Path, *capabilities: str, refit: tuple[str, ...] = ()) -> Built:
-    return build(folder / f"{part}.onnx", engine, Target(capabilities, PROFILES[part], refit))
+@pytest.fixture
+def built(rtx: None, profiles: Profiles) -> Build:
+    """Builds a part of a folder with its profile."""
+
+    def run(folder: Path, part: str, engine: Path, *capabilities: str, refit: tuple[str, ...] = ()) -> Built:
+        return build(folder / f"{part}.onnx", engine, Target(capabilities, profiles[part], refit))
+
+    return run
+
+
+def test_profiles(profiles: Profiles) -> None:
+    assert set(profiles) == set(PARTS)
+    largest = (3, 4, 16, 16)
+    assert profiles["decoder"] == {"latents": Span((1, 4, 2, 2), largest, largest)}
+    assert profiles["denoiser"]["text"] == Span((1, 32, 32), (3, 64, 32), (3, 64, 32))
+    assert profiles["text_encoder"]["ids"] == Span((1, 64), (3, 64), (3, 64)), "always padded to its longest"
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
-@pytest.mark.parametrize("part", PROFILES)
+@pytest.mark.parametrize("part", PARTS)
 def test_every_part_for_every_card(
-    rtx: None, graphs: Mapping[str, Path], tmp_path: Path, part: str, dtype: str
+    built: Build, graphs: Mapping[str, Path], tmp_path: Path, part: str, dtype: str
 ) -> None:
     made = built(graphs[dtype], part, tmp_path / "engine", *CONSUMER)
     assert made.compute_capabilities == CONSUMER
@@ -84,14 +101,14 @@ def test_every_part_for_every_card(
 
 
 @pytest.mark.parametrize("capability", CONSUMER)
-def test_one_card_by_itself(rtx: None, graphs: Mapping[str, Path], tmp_path: Path, capability: str) -> None:
+def test_one_card_by_itself(built: Build, graphs: Mapping[str, Path], tmp_path: Path, capability: str) -> None:
     one = built(graphs["fp16"], "denoiser", tmp_path / "one", capability)
     assert one.compute_capabilities == (capability,)
     assert one.fused_attention == 2
 
 
 def test_attention_without_a_fused_kernel_is_refused_and_decomposed_is_built(
-    rtx: None, graphs: Mapping[str, Path], tmp_path: Path
+    built: Build, graphs: Mapping[str, Path], tmp_path: Path
 ) -> None:
     with pytest.raises(InvalidRequest, match=r"no fused attention .* --dtype fp16 or bf16, or --attention decomposed"):
         built(graphs["fp32"], "denoiser", tmp_path / "engine", "8.9")
@@ -101,7 +118,7 @@ def test_attention_without_a_fused_kernel_is_refused_and_decomposed_is_built(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what the builder says without a GPU")
-def test_refit_takes_the_graph_s_weights_by_name(rtx: None, graphs: Mapping[str, Path], tmp_path: Path) -> None:
+def test_refit_takes_the_graph_s_weights_by_name(built: Build, graphs: Mapping[str, Path], tmp_path: Path) -> None:
     """Up to the point where the builder wants a GPU: every linear's weight is known to it under the graph's name."""
     graph = onnx.load(str(graphs["fp16"] / "denoiser.onnx")).graph
     weights = {one.name for one in graph.initializer}
@@ -115,7 +132,7 @@ def test_refit_takes_the_graph_s_weights_by_name(rtx: None, graphs: Mapping[str,
         built(graphs["fp16"], "denoiser", tmp_path / "engine", "8.9", refit=("nobody",))
 
 
-def test_capabilities(rtx: None, graphs: Mapping[str, Path], tmp_path: Path) -> None:
+def test_capabilities(built: Build, graphs: Mapping[str, Path], tmp_path: Path) -> None:
     assert set(CONSUMER) <= set(known_capabilities())
     for name, why in (("9.0", "does not support Hopper; allowed: 7.5, 8.0"), ("1.2", "does not know it; allowed")):
         with pytest.raises(InvalidRequest, match=rf"--compute-capability has '{name}': TensorRT-RTX {why}"):
