@@ -60,6 +60,17 @@ class Part:
         return self.eager or self.module
 
 
+class Velocity(nn.Module):
+    """latents (B, C, h, w), modulation (B, M, D), refined text (B, L, D) -> velocity (B, C, h, w)."""
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+
+    def forward(self, latents: Tensor, modulation: Tensor, text: Tensor) -> Tensor:
+        return self.denoiser(latents, modulation, text)
+
+
 class Decoder(nn.Module):
     """raw latents (B, C, h, w) -> pixels (B, 3, H, W), about [-1, 1]. Whole, not in tiles, whatever the size."""
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from diffusers.models.embeddings import Timesteps
 from torch import Tensor, nn
 
-from tdm_exporters.parts import Limits, Part, as_kind, decoder_part, example, open_latents, rows
+from tdm_exporters.parts import Limits, Part, Velocity, as_kind, decoder_part, example, open_latents, rows
 from tdm_serve.models.families.sd3 import SD3
 from tdm_serve.models.families.sd3_denoiser import SD3Denoiser
 
@@ -63,17 +63,6 @@ class OpenDenoiser(SD3Denoiser):
         rows = torch.arange(height, device=whole.device) + (side - height) // 2
         columns = torch.arange(width, device=whole.device) + (side - width) // 2
         return whole.index_select(1, rows).index_select(2, columns)
-
-
-class Velocity(nn.Module):
-    """latents (B, C, h, w), modulation (B, M, D), refined text (B, L + 1, D) -> velocity (B, C, h, w)."""
-
-    def __init__(self, denoiser: OpenDenoiser) -> None:
-        super().__init__()
-        self.denoiser = denoiser
-
-    def forward(self, latents: Tensor, modulation: Tensor, text: Tensor) -> Tensor:
-        return self.denoiser(latents, modulation, text)
 
 
 class Refiner(nn.Module):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tdm_exporters.parts import Limits, Part, as_kind, axis, decoder_part, example, open_latents, rows
+from tdm_exporters.parts import Limits, Part, Velocity, as_kind, axis, decoder_part, example, open_latents, rows
 from tdm_serve.models.families.zimage import ZImage
 from tdm_serve.models.families.zimage_denoiser import PATCH, TEXT_MULTIPLE, ZImageDenoiser, padded_length
 from tdm_serve.models.families.zimage_rope import Rope, Tables
@@ -50,17 +50,6 @@ class OpenDenoiser(ZImageDenoiser):
 def _padded(tokens: int) -> int:
     """`padded_length` without a negative dividend: graphs round divisions towards zero, Python rounds down."""
     return (tokens + TEXT_MULTIPLE - 1) // TEXT_MULTIPLE * TEXT_MULTIPLE
-
-
-class Velocity(nn.Module):
-    """latents (B, C, h, w), modulation (B, M, D), refined text (B, L, D) -> velocity (B, C, h, w)."""
-
-    def __init__(self, denoiser: OpenDenoiser) -> None:
-        super().__init__()
-        self.denoiser = denoiser
-
-    def forward(self, latents: Tensor, modulation: Tensor, text: Tensor) -> Tensor:
-        return self.denoiser(latents, modulation, text)
 
 
 class Refiner(nn.Module):
