@@ -5,10 +5,10 @@ A contender that cannot run here, or whose pictures are not those of the first, 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from stock import Stock
 
 from tdm_serve.artifact import read_artifact
+from tdm_serve.bench import timed_batch
 from tdm_serve.core import Request
 from tdm_serve.engine import Engine
 from tdm_serve.errors import TdmServeError
@@ -37,20 +38,10 @@ class Contender:
 
 
 def ours(engine: Engine) -> Contender:
-    def timed(requests: Sequence[Request]) -> Round:
-        started = time.perf_counter()
-        images = engine.generate(requests)
-        made = time.perf_counter()
-        for image in images:
-            image.png()
-        ended = time.perf_counter()
-        stages = {name: images[0].timings_ms[name] for name in ("text", "denoise", "decode")}
-        return stages | {"png": (ended - made) * 1000, "total": (ended - started) * 1000}
-
     def pictures(requests: Sequence[Request]) -> Sequence[Any]:
         return [image.image for image in engine.generate(requests)]
 
-    return Contender(pictures, timed, lambda: engine.denoise.evaluations)
+    return Contender(pictures, partial(timed_batch, engine), lambda: engine.denoise.evaluations)
 
 
 def theirs(stock: Stock, setting: Setting) -> Contender:

@@ -60,7 +60,7 @@ def measure(engine: Engine, width: int, height: int, batch: int, repeats: int) -
     try:
         _reset_peak(engine)
         _check(engine, _requests(width, height, batch, 0))
-        rounds = [_round(engine, _requests(width, height, batch, 1 + index)) for index in range(repeats)]
+        rounds = [timed_batch(engine, _requests(width, height, batch, 1 + index)) for index in range(repeats)]
     except Exception as error:
         if not engine.out_of_memory(error):
             raise
@@ -94,8 +94,8 @@ def _check(engine: Engine, requests: Sequence[Request]) -> None:
             raise PictureFailed(f"a picture of {image.image.size} came out in one colour, so no time is told")
 
 
-def _round(engine: Engine, requests: Sequence[Request]) -> dict[str, float]:
-    """Milliseconds of each stage of one batch."""
+def timed_batch(engine: Engine, requests: Sequence[Request]) -> dict[str, float]:
+    """Milliseconds of each stage of one batch, from prompts to PNGs."""
     started = time.perf_counter()
     images = engine.generate(requests)
     made = time.perf_counter()
