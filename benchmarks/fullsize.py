@@ -101,9 +101,7 @@ def row_of(cell: Cell, found: Row) -> Row:
 
 def known(device: str) -> list[Row]:
     """Kept rows of this device."""
-    path = harness.RESULTS / "fullsize.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return [row for row in rows if row["machine"]["device"] == device]
+    return [row for row in harness.kept("fullsize") if row["machine"]["device"] == device]
 
 
 def has(rows: list[Row], cell: Cell) -> bool:

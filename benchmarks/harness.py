@@ -53,6 +53,12 @@ def ratio(of: Sequence[Mapping[str, float]], to: Sequence[Mapping[str, float]]) 
     return percentiles([a["total"] / b["total"] for a, b in zip(of, to, strict=True)])
 
 
+def kept(name: str) -> list[dict[str, Any]]:
+    """The rows of NAME.jsonl, oldest first; none where it was never kept."""
+    path = RESULTS / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
 def publish(name: str, row: Mapping[str, Any], *, keep: bool) -> None:
     """Prints the row as the last line of JSON and, if `keep`, appends it to benchmarks/results/NAME.jsonl."""
     machine = stamp() | {"commit": COMMIT, "keeps_freed_memory": KEEPS_FREED_MEMORY}

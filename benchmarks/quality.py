@@ -10,7 +10,6 @@ of `results/quality.jsonl` are one model at one count: `steps`, `guidance` (the 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -72,8 +71,7 @@ def measure(pipeline: Pipeline, steps: int, guidance: float, split: Split, n: in
 
 def known(split: Split, n: int) -> set[tuple[Any, ...]]:
     """What has been measured: weights, steps, guidance."""
-    path = harness.RESULTS / "quality.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = harness.kept("quality")
     return {(r["checkpoint_hash"], r["steps"], r["guidance"]) for r in rows if (r["split"], r["n"]) == (split, n)}
 
 
